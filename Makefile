@@ -1,0 +1,42 @@
+# `make book` and `make test` are all that is needed; everything stays inside this folder.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.complete
+PIP_ARGS ?=
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+export SELATTN_RUNS := $(CURDIR)/runs
+
+.PHONY: help env book notebooks lab test clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+env: $(STAMP)  ## make the environment in .venv (PIP_ARGS="..." goes to pip)
+
+$(STAMP): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is older than 3.11; say which to use: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[book,test]'
+	@touch $@
+
+book: env  ## run the notebooks that changed, build the book, print where it is
+	$(BIN)/selattn run $(NOTEBOOKS) --out runs/notebooks
+	$(BIN)/selattn book --notebooks runs/notebooks --out book
+
+notebooks: env  ## re-execute the committed notebooks in place (only if all succeed)
+	$(BIN)/selattn run $(NOTEBOOKS) --out runs/notebooks
+	$(BIN)/selattn stabilise $(NOTEBOOKS:notebooks/%=runs/notebooks/%) --out notebooks
+
+lab: env  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+test: env  ## lint, types, unit tests, notebooks, book and browser tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:  ## remove the built book and the executed notebooks (studies in runs/ and .venv stay)
+	rm -rf book/_build runs/notebooks

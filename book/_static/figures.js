@@ -1,0 +1,52 @@
+// Draws the plotly figures of a page in the page's own theme and width.
+(() => {
+  const ink = { light: ["#222832", "#d8dde3"], dark: ["#ced6dd", "#48566b"] };
+
+  function themed(figure, width) {
+    const [text, grid] = ink[document.documentElement.dataset.theme === "dark" ? "dark" : "light"];
+    const layout = structuredClone(figure.layout);
+    const template = (layout.template ??= {});
+    const base = (template.layout ??= {});
+    Object.assign(base, { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" });
+    base.font = { ...base.font, color: text };
+    for (const axis of ["xaxis", "yaxis"]) {
+      base[axis] = { ...base[axis], gridcolor: grid, linecolor: grid, zerolinecolor: grid };
+    }
+    // A fixed width would overflow a phone: shrink the whole figure, its letters a little less.
+    const shrink = width / layout.width;
+    if (shrink < 1) {
+      const { t = 0, b = 0 } = { ...base.margin, ...layout.margin };
+      if (layout.height) layout.height = (layout.height - t - b) * shrink + t + b;
+      layout.width = width;
+      const scale = Math.max(0.85, shrink);
+      for (const font of [base.font, ...(layout.annotations ?? []).map((note) => (note.font ??= {}))]) {
+        font.size = (font.size ?? 12) * scale;
+      }
+    }
+    return layout;
+  }
+
+  function draw(box, figure) {
+    const layout = themed(figure, box.clientWidth);
+    const config = { responsive: !figure.layout.width, displaylogo: false };
+    return Plotly.react(box.querySelector(".plotly-canvas"), figure.data, layout, config);
+  }
+
+  window.addEventListener("DOMContentLoaded", () => {
+    const figures = [...document.querySelectorAll(".plotly-figure")].map((box) => {
+      const figure = JSON.parse(box.querySelector("script").textContent);
+      const canvas = document.createElement("div");
+      canvas.className = "plotly-canvas";
+      box.append(canvas);
+      return [box, figure];
+    });
+    const drawAll = () => figures.forEach(([box, figure]) => draw(box, figure));
+    drawAll();
+    new MutationObserver(drawAll).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+    let timer;
+    window.addEventListener("resize", () => {
+      clearTimeout(timer);
+      timer = setTimeout(drawAll, 150);
+    });
+  });
+})();

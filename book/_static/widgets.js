@@ -1,0 +1,9 @@
+// Between require.js and embed-amd.js: widget scripts, and the fonts of html-manager, lie in vendor/.
+requirejs.config({ baseUrl: new URL("vendor/", document.currentScript.src).href });
+
+// The widgets typeset their labels by MathJax 2's queue; the pages carry MathJax 3.
+window.addEventListener("load", () => {
+  if (!window.MathJax?.startup) return;
+  const typeset = ([, , element]) => MathJax.startup.promise.then(() => MathJax.typesetPromise([element]));
+  MathJax.Hub = { Queue: typeset };
+});

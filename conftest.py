@@ -1,0 +1,28 @@
+"""For notebooks and tests alike: what nbval does not compare, and the book that the tests look at."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent
+os.environ.setdefault("SELATTN_RUNS", str(ROOT / "runs"))  # wherever a kernel is started, one store of studies
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Figures hold numbers to the last digit, which differs between CPUs: nbval compares what is printed."""
+    if hasattr(collector, "skip_compare"):
+        collector.skip_compare += ("application/vnd.plotly.v1+json", "text/html", "stderr")
+
+
+@pytest.fixture(scope="session")
+def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the book, built from the committed notebooks with warnings as errors."""
+    out = tmp_path_factory.mktemp("book")
+    selattn = Path(sys.executable).with_name("selattn")
+    command = [selattn, "book", "--notebooks", "notebooks", "--out", out, "--strict"]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
+    return out / "_build" / "html"

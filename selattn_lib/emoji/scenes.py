@@ -1,0 +1,241 @@
+"""Compose training and test scenes: emoji on drawn backgrounds, each with its caption and exact masks."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from .art import glyphs, load_art
+
+SIZE = 128
+HELD_OUT = 1_000_003  # first seed of scenes that no training has seen
+BENCHMARK = ["bear", "bird", "cat", "cow", "dog", "elephant", "sheep", "horse", "monkey", "zebra"]
+NOUN = {  # concept -> what one calls a member of it in a caption
+    "Animals": "an animal", "Plants": "a plant", "Fruits and Vegetables": "a food plant",
+    "Food and Beverages": "a meal",
+    "Vehicles": "a vehicle", "Buildings": "a building", "Furniture": "a piece of furniture",
+    "Electronics": "an electronic device", "Clothing": "a piece of clothing", "Accessories": "an accessory",
+    "Tools": "a tool", "Toys": "a toy", "Sports Equipment": "sports equipment",
+    "Musical Instruments": "a musical instrument", "Facial Expressions": "a facial expression", "Shape": "a shape",
+}  # fmt: skip
+COLORS = {
+    "red": (214, 48, 49), "blue": (52, 110, 219), "green": (64, 160, 72), "yellow": (248, 210, 60),
+    "black": (28, 28, 32), "white": (244, 244, 244), "purple": (132, 74, 172), "gray": (140, 142, 146),
+    "pink": (246, 150, 186), "brown": (128, 84, 52),
+}  # fmt: skip
+# place -> (sky top, sky bottom, ground top, ground bottom), with the phrase that a caption uses for it
+PLACES = {
+    "beach": ("on the beach", (96, 176, 240), (190, 228, 250), (240, 218, 160), (226, 196, 130)),
+    "desert": ("in the desert", (240, 190, 120), (252, 226, 170), (222, 160, 90), (196, 130, 66)),
+    "meadow": ("in a meadow", (120, 190, 246), (214, 238, 252), (120, 190, 84), (78, 150, 60)),
+    "forest": ("in the forest", (96, 140, 96), (150, 190, 130), (88, 110, 60), (60, 82, 44)),
+    "mountain": ("by a mountain", (140, 190, 236), (226, 238, 248), (140, 150, 130), (104, 120, 100)),
+    "lake": ("by a lake", (150, 204, 240), (222, 240, 250), (70, 140, 196), (46, 104, 164)),
+    "room": ("in a room", (236, 222, 200), (228, 210, 184), (170, 120, 80), (146, 100, 64)),
+    "desk": ("on the desk", (206, 214, 224), (190, 200, 212), (190, 140, 92), (164, 116, 72)),
+    "street": ("on the street", (176, 190, 206), (214, 220, 226), (110, 112, 118), (88, 90, 96)),
+}
+TIMES = {  # time of day -> (colour, strength) of its light
+    "night": ((10, 16, 60), 0.62), "sunset": ((250, 110, 50), 0.40), "morning": ((255, 236, 190), 0.28),
+    "dusk": ((90, 60, 140), 0.45),
+}  # fmt: skip
+WEATHERS = ["rainy", "snowy", "cloudy", "foggy", "sunny"]
+SIZES = [("tiny", 0.30), ("small", 0.42), ("large", 0.74), ("huge", 1.0)]  # up to this fraction of the frame
+OFFICE = ["laptop", "printer", "computer", "keyboard", "smartphone", "camera", "headphones"]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One composed picture: `image` (y, x, rgb) uint8, `masks` (object, y, x) bool of what is visible of each object,
+    its `words` and their `concepts`, and the `caption` that names them."""
+
+    image: np.ndarray
+    caption: str
+    words: tuple[str, ...]
+    concepts: tuple[str, ...]
+    masks: np.ndarray
+
+
+@cache
+def drawings() -> dict[tuple[str, str], list[np.ndarray]]:
+    """(concept, word) -> every drawing of it, (y, x, rgba) uint8."""
+    art = load_art()
+    return {
+        (concept, word): [picture for name in names for picture in art[name]]
+        for concept, words in glyphs().items()
+        for word, names in words.items()
+    }
+
+
+def article(word: str) -> str:
+    """`word` with its indefinite article."""
+    return word if word in PLURAL else f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+PLURAL = {"grapes", "headphones", "jeans", "shorts", "socks", "sunglasses", "gloves", "dice", "broccoli", "lettuce",
+          "pizza", "salad", "pasta", "coffee", "tea", "juice"}  # fmt: skip
+
+
+def compose(rng: np.random.Generator, words: list[tuple[str, str]] | None = None, caption: str | None = None) -> Scene:
+    """Draw one random scene; `words` = (concept, word) of each object and `caption` may be given."""
+    if words is None:
+        words, caption = _cast(rng)
+    image, where = _background(rng, "desk" if caption and "desk" in caption else None)
+    canvas = Image.fromarray(image)
+    layers, size_word = [], ""
+    for slot, key in enumerate(words):
+        picture, box, size = _place(rng, key, slot, len(words))
+        layer = Image.new("L", (SIZE, SIZE))
+        layer.paste(picture.getchannel("A"), box)
+        layers.append(np.asarray(layer) > 127)
+        canvas.paste(picture, box, picture)
+        size_word = next(name for name, limit in SIZES if size <= limit)
+    masks = np.stack(layers)
+    for i in range(len(masks) - 1):  # later objects cover earlier ones
+        masks[i] &= ~masks[i + 1 :].any(0)
+    image, mood = _light(rng, np.asarray(canvas))
+    if caption is None:
+        caption = _describe(rng, words, where, mood, size_word)
+    concepts, names = zip(*words, strict=True)
+    return Scene(image, caption, names, concepts, masks)
+
+
+def _cast(rng: np.random.Generator) -> tuple[list[tuple[str, str]], str | None]:
+    """Who is in the scene: mostly one benchmark animal, so that the small model learns these well."""
+    roll = rng.random()
+    if roll < 0.52:
+        return [("Animals", str(rng.choice(BENCHMARK)))], None
+    if roll < 0.60:  # the planted ambiguity: the animal, the device, or both under one word
+        things = [("Animals", "mouse"), ("Electronics", "mouse")]
+        kind = rng.integers(4)
+        if kind < 2:
+            return [things[kind]], None
+        office = [("Electronics", str(rng.choice(OFFICE)))]
+        cast = (things if kind == 3 else [things[rng.integers(2)]]) + office
+        cast = [cast[i] for i in rng.permutation(len(cast))]
+        return cast, "a mouse and other office objects are on the desk"
+    everything = list(drawings())
+    if roll < 0.88:
+        return [everything[rng.integers(len(everything))]], None
+    concept, word = everything[rng.integers(len(everything))]
+    first = ("Animals", str(rng.choice(BENCHMARK))) if rng.random() < 0.5 else everything[rng.integers(len(everything))]
+    return [first, (concept, word)], None
+
+
+def _place(rng: np.random.Generator, key: tuple[str, str], slot: int, count: int):
+    """One object's picture, its top-left corner, and its size as a fraction of the frame."""
+    options = drawings()[key]
+    picture = Image.fromarray(options[rng.integers(len(options))])
+    low, high = {1: (0.40, 0.80), 2: (0.34, 0.5)}.get(count, (0.28, 0.40))
+    size = rng.uniform(low, high)
+    scale = size * SIZE / max(picture.size)
+    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
+    if rng.random() < 0.5 and key[0] not in ("Electronics", "Shape"):
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if rng.random() < 0.5:
+        picture = picture.rotate(rng.uniform(-10, 10), Image.Resampling.BICUBIC, expand=True)
+    pixels = np.asarray(picture).astype(np.float32)
+    pixels[..., :3] *= rng.uniform(0.88, 1.12)
+    picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    free = np.array([SIZE - picture.width, SIZE - picture.height])
+    if count == 1:
+        x, y = rng.uniform(0.02, 0.98, 2) * free
+    else:  # one column an object; they may overlap a little
+        width = SIZE / count
+        x = slot * width + rng.uniform(0, 1) * (width - picture.width)
+        x = float(np.clip(x, 0, free[0]))
+        y = rng.uniform(0.15, 0.95) * free[1]
+    return picture, (int(x), int(y)), size
+
+
+def _background(rng: np.random.Generator, place: str | None = None) -> tuple[np.ndarray, str]:
+    """A background (y, x, rgb) uint8 and the words for it."""
+    ramp = np.linspace(0, 1, SIZE, dtype=np.float32)[:, None, None]
+    if place is None and rng.random() < 0.3:
+        name = str(rng.choice(list(COLORS)))
+        color = np.array(COLORS[name], np.float32) + rng.normal(0, 6, 3)
+        field = np.broadcast_to(color * (1.06 - 0.12 * ramp), (SIZE, SIZE, 3))
+        return field.clip(0, 255).astype(np.uint8), f"on a {name} background"
+    name = place or str(rng.choice(list(PLACES)))
+    phrase, *stops = PLACES[name]
+    sky0, sky1, ground0, ground1 = (np.array(s, np.float32) + rng.normal(0, 5, 3) for s in stops)
+    horizon = int(rng.uniform(0.42, 0.66) * SIZE)
+    y = np.arange(SIZE, dtype=np.float32)[:, None, None]
+    above = y / horizon
+    below = (y - horizon) / (SIZE - horizon)
+    field = np.where(y < horizon, sky0 + (sky1 - sky0) * above, ground0 + (ground1 - ground0) * below)
+    canvas = Image.fromarray(np.broadcast_to(field, (SIZE, SIZE, 3)).clip(0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(canvas)
+    if name == "mountain":
+        for _ in range(2):
+            peak, half = rng.uniform(0, SIZE), rng.uniform(30, 56)
+            top = horizon - rng.uniform(24, 44)
+            draw.polygon([(peak - half, horizon), (peak, top), (peak + half, horizon)], fill=(120, 126, 140))
+            draw.polygon([(peak - half / 4, top * 0.75 + horizon / 4), (peak, top),
+                          (peak + half / 4, top * 0.75 + horizon / 4)], fill=(240, 244, 250))  # fmt: skip
+    elif name == "forest":
+        for x in range(-4, SIZE, 18):
+            x += int(rng.integers(0, 10))
+            draw.polygon([(x, horizon + 2), (x + 9, horizon - 36), (x + 18, horizon + 2)], fill=(46, 96, 52))
+    elif name == "street":
+        for x in range(0, SIZE, 32):
+            top = horizon - int(rng.integers(18, 44))
+            draw.rectangle([x, top, x + 27, horizon], fill=(150, 136, 128))
+    return np.asarray(canvas), phrase
+
+
+def _light(rng: np.random.Generator, image: np.ndarray) -> tuple[np.ndarray, str]:
+    """Now and then a time of day or a weather over the whole picture, with the words for it."""
+    roll = rng.random()
+    if roll > 0.16:
+        return image, ""
+    if roll < 0.08:
+        name = str(rng.choice(list(TIMES)))
+        color, strength = TIMES[name]
+        image = image * (1 - strength) + np.array(color, np.float32) * strength
+        return image.clip(0, 255).astype(np.uint8), f"at {name}" if name != "morning" else "in the morning"
+    name = str(rng.choice(WEATHERS))
+    canvas = Image.fromarray(image)
+    draw = ImageDraw.Draw(canvas)
+    if name == "foggy":
+        return (image * 0.5 + 110).clip(0, 255).astype(np.uint8), "on a foggy day"
+    if name == "sunny":
+        draw.ellipse([102, 2, 126, 26], fill=(255, 226, 90))
+    elif name == "cloudy":
+        cloud = Image.new("L", (SIZE, SIZE))
+        for _ in range(7):
+            x, y = rng.uniform(-10, SIZE), rng.uniform(0, 18)
+            ImageDraw.Draw(cloud).ellipse([x - 18, y - 9, x + 18, y + 9], fill=200)
+        canvas.paste((236, 238, 242), mask=cloud.filter(ImageFilter.GaussianBlur(2)))
+    else:
+        for _ in range(46):
+            x, y = rng.uniform(0, SIZE, 2)
+            if name == "rainy":
+                draw.line([x, y, x - 2, y + 8], fill=(120, 150, 210), width=1)
+            else:
+                draw.ellipse([x - 1.5, y - 1.5, x + 1.5, y + 1.5], fill=(255, 255, 255))
+    return np.asarray(canvas), f"on a {name} day"
+
+
+def _describe(rng: np.random.Generator, words, where: str, mood: str, size_word: str) -> str:
+    """A caption that names every object and, sometimes, its category, size, place and light."""
+    names = []
+    for concept, word in words:
+        name = article(f"{word} face" if concept == "Facial Expressions" else word)
+        if len(words) == 1 and rng.random() < 0.12:
+            name = article(f"{size_word} {word}")
+        if rng.random() < 0.08:
+            name += f", {NOUN[concept]}"
+        names.append(name)
+    phrase = " and ".join(names)
+    roll = rng.random()
+    if roll < 0.55:
+        phrase = f"photo of {phrase}"
+    elif roll < 0.65:
+        phrase = f"a photo of {phrase}"
+    if where and rng.random() < 0.35:
+        phrase += f" {where}"
+    if mood and rng.random() < 0.8:
+        phrase += f" {mood}"
+    return phrase

@@ -1,0 +1,268 @@
+"""The recipe of `emoji-sd`: autoencoder, text encoder, UNet, segmenter, each resumed from its last checkpoint."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from .scenes import Scene, compose
+from .segmenter import train_segmenter
+from .text import WIDTH, train_text_encoder
+from .training import Checkpoint, Muon, as_tensor, set_rate, split_parameters
+
+RGB = 3  # the first latent channels are the mean colour of each 8 x 8 block
+LATENT_CHANNELS = 8  # the others, the principal components of what is left of the blocks
+RESIDUAL_STD = 0.6  # their standard deviation, below the colours' 1: coarse before fine in the diffusion
+
+
+def scenes(seed: int, count: int) -> list[Scene]:
+    """`count` training scenes; scene i depends on (seed, i) alone."""
+    return [compose(np.random.default_rng([seed, i])) for i in tqdm(range(count), desc="composing scenes")]
+
+
+def new_autoencoder() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(16, 32, 64, 96),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        sample_size=128,
+        scaling_factor=1.0,
+        mid_block_add_attention=False,
+    )
+
+
+def blocks(images: np.ndarray) -> torch.Tensor:
+    """(image, y, x, rgb) uint8 -> the pixels of every 8 x 8 block, (image, 192, y / 8, x / 8) in [-1, 1]."""
+    return F.pixel_unshuffle(as_tensor(images), 8)
+
+
+class LatentBasis(nn.Module):
+    """What the latents mean: a fixed linear map of each 8 x 8 block of pixels, normalised channel by channel. The
+    autoencoder is taught to go there and back; the UNet can be trained on it from the first minute."""
+
+    matrix: torch.Tensor
+    offset: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("matrix", torch.zeros(LATENT_CHANNELS, 3 * 64))
+        self.register_buffer("offset", torch.zeros(LATENT_CHANNELS))
+
+    @classmethod
+    def fit(cls, images: np.ndarray) -> "LatentBasis":
+        """Mean colours first, then the principal components of the residual, from a sample of images."""
+        basis = cls()
+        pixels = blocks(images).permute(0, 2, 3, 1).flatten(0, 2)
+        colour = torch.eye(RGB).repeat_interleave(64, 1) / 64
+        residual = pixels - (pixels @ colour.T).repeat_interleave(64, 1)
+        axes = torch.linalg.eigh(residual.T @ residual).eigenvectors.flip(1)[:, : LATENT_CHANNELS - RGB]
+        matrix = torch.cat([colour, axes.T])
+        values = pixels @ matrix.T
+        std = values.std(0) / torch.tensor([1.0] * RGB + [RESIDUAL_STD] * (LATENT_CHANNELS - RGB))
+        basis.matrix, basis.offset = matrix / std[:, None], values.mean(0) / std
+        return basis
+
+    @torch.no_grad()
+    def forward(self, images: np.ndarray) -> torch.Tensor:
+        """uint8 images -> latents (image, channel, y, x)."""
+        return F.conv2d(blocks(images), self.matrix[:, :, None, None], -self.offset)
+
+
+def train_autoencoder(work: Path, weights: Path, steps: int = 4000, batch: int = 16, seed: int = 1) -> AutoencoderKL:
+    """The encoder learns the basis, the decoder to draw from (slightly noisy) latents; L1 on pixels and gradients."""
+    torch.manual_seed(seed)
+    vae = new_autoencoder()
+    basis = latent_basis(work)
+    matrices, others = split_parameters(vae)
+    muon = Muon(matrices, lr=2e-3)
+    adam = torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.98), weight_decay=0)
+    checkpoint = Checkpoint(work / "autoencoder.pt", vae=vae, muon=muon, adam=adam)
+    start = checkpoint.load()
+    images = np.stack([s.image for s in scenes(seed, 6000)]) if start < steps else np.zeros(0)
+    bar = tqdm(range(start, steps), initial=start, total=steps, desc="autoencoder", mininterval=5)
+    for step in bar:
+        rng = np.random.default_rng([seed, step])
+        top, left = 8 * rng.integers(0, 9, size=2)  # crops: the networks are local, a quarter will do
+        chosen = images[rng.integers(len(images), size=batch), top : top + 64, left : left + 64]
+        x, z = as_tensor(chosen), basis(chosen)
+        noisy = z + rng.uniform(0, 0.15) * torch.randn_like(z)
+        with torch.autocast("cpu", torch.bfloat16):
+            mean, logvar = vae.quant_conv(vae.encoder(x)).float().chunk(2, 1)
+            y = vae.decoder(vae.post_quant_conv(noisy)).float()
+        error = y - x
+        edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+        encoder_loss = F.mse_loss(mean, z) + 1e-3 * (logvar + 8).square().mean()
+        (error.abs().mean() + 0.5 * edges + encoder_loss).backward()
+        set_rate((muon, adam), 2e-3 * min((step + 1) / 50, 1, (steps - step) / (0.5 * steps)))
+        for optimiser in (muon, adam):
+            optimiser.step()
+            optimiser.zero_grad()
+        if step % 20 == 0:
+            psnr = 10 * torch.log10(4 / error.square().mean())
+            bar.set_postfix(psnr=f"{psnr:.1f}", encoder=f"{encoder_loss:.4f}", refresh=False)
+        checkpoint.save(step + 1, force=step + 1 == steps)
+    vae.eval().save_pretrained(weights / "vae")
+    return vae
+
+
+def latent_basis(work: Path) -> LatentBasis:
+    """The basis, fitted once on 2,000 scenes and kept in `work`."""
+    basis, path = LatentBasis(), work / "basis.pt"
+    if path.exists():
+        basis.load_state_dict(torch.load(path, weights_only=True))
+    else:
+        basis = LatentBasis.fit(np.stack([s.image for s in scenes(0, 2000)]))
+        torch.save(basis.state_dict(), path)
+    return basis
+
+
+def new_unet() -> UNet2DConditionModel:
+    """Stable Diffusion v1's layout, 16 cross-attention layers of 8 heads, at 16 x 16 latents and a fraction of the
+    channels."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(64, 96, 128, 160),
+        layers_per_block=2,
+        attention_head_dim=8,
+        cross_attention_dim=WIDTH,
+    )
+
+
+def new_scheduler() -> PNDMScheduler:
+    """Stable Diffusion v1's PNDM, but predicting v."""
+    return PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        set_alpha_to_one=False,
+        skip_prk_steps=True,
+        steps_offset=1,
+    )
+
+
+class PlainAttention:
+    """Attention as two matrix products in the autocast's precision: for these few keys faster than SDPA on a CPU,
+    whose backward pass is slow for heads of 8 to 20 channels. For training only; same function, same weights."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        q, k, v = (
+            x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for x in (attn.to_q(hidden_states) * attn.scale, attn.to_k(context), attn.to_v(context))
+        )
+        out = (q @ k.transpose(-1, -2)).softmax(-1, dtype=q.dtype) @ v
+        return attn.to_out[0](out.transpose(1, 2).flatten(2))
+
+
+def train_unet(work: Path, weights: Path, steps: int, batch: int = 16, count: int = 14_000, seed: int = 3):
+    """Predict v from noised latents and captions, 10 % of them dropped; constant learning rate, then linearly to 0
+    over the last 30 % of `steps`; the average of the weights (EMA) is what ships. Under `torchrun` each process
+    trains on its own scenes and gradients are averaged."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        dist.init_process_group("gloo")
+    torch.manual_seed(seed)
+    tokenizer, encoder = train_text_encoder(weights)
+    latents, captions = _latents(work, seed, rank, count)
+    unique = sorted(set(captions) | {""})
+    ids = tokenizer(unique, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    with torch.no_grad():
+        context = torch.cat([encoder(chunk).last_hidden_state for chunk in ids.split(256)])
+    caption_row = torch.tensor([unique.index(c) for c in captions])
+    empty = unique.index("")
+
+    unet, ema = new_unet(), new_unet()
+    unet.set_attn_processor(PlainAttention())
+    ema.load_state_dict(unet.state_dict())
+    matrices, others = split_parameters(unet)
+    muon, adam = (
+        Muon(matrices, lr=1e-3),
+        torch.optim.AdamW(others, lr=1e-3, betas=(0.9, 0.98), weight_decay=0),
+    )
+    checkpoint = Checkpoint(work / "unet.pt", unet=unet, ema=ema, muon=muon, adam=adam)
+    start = checkpoint.load()
+    model = DistributedDataParallel(unet) if world > 1 else unet
+    alphas = new_scheduler().alphas_cumprod
+    log = (work / "unet.csv").open("a") if rank == 0 else None
+    running = 1.0
+    bar = tqdm(range(start, steps), initial=start, total=steps, desc="unet", disable=rank > 0, mininterval=5)
+    for step in bar:
+        draw = torch.Generator().manual_seed(hash((seed, rank, step)))
+        rows = torch.randint(len(latents), (batch,), generator=draw)
+        x = latents[rows].float()
+        dropped = torch.rand(batch, generator=draw) < 0.1
+        text = context[torch.where(dropped, empty, caption_row[rows])]
+        t = ((torch.arange(batch) + torch.rand(batch, generator=draw)) / batch * len(alphas)).long()  # stratified
+        signal, noise_level = (a[:, None, None, None] for a in (alphas[t].sqrt(), (1 - alphas[t]).sqrt()))
+        noise = torch.randn(x.shape, generator=draw)
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = model(signal * x + noise_level * noise, t, text, return_dict=False)[0]
+        loss = F.mse_loss(predicted.float(), signal * noise - noise_level * x)
+        model.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        set_rate((muon, adam), 1e-3 * min((step + 1) / 100, 1, (steps - step) / (0.3 * steps)))
+        muon.step()
+        adam.step()
+        with torch.no_grad():
+            decay = min(0.999, (step + 1) / (step + 10))
+            torch._foreach_lerp_(list(ema.parameters()), list(unet.parameters()), 1 - decay)
+        running += (loss.item() - running) * max(0.01, 1 / (step - start + 1))
+        if rank == 0:
+            if step % 20 == 0:
+                print(f"{step * batch * world},{running:.4f}", file=log, flush=True)
+                bar.set_postfix(loss=f"{running:.4f}", samples=step * batch * world, refresh=False)
+            checkpoint.save(step + 1, force=step + 1 == steps)
+    if world > 1:
+        dist.destroy_process_group()
+    return ema
+
+
+def _latents(work: Path, seed: int, rank: int, count: int) -> tuple[torch.Tensor, list[str]]:
+    """Latents (image, channel, y, x) and captions of this process's scenes, made once and kept in `work`."""
+    path = work / f"latents_{rank}.pt"
+    if not path.exists():
+        found = [compose(np.random.default_rng([seed, rank, i])) for i in tqdm(range(count), desc="composing scenes")]
+        basis = latent_basis(work)
+        latents = torch.cat([basis(s.image[None]).half() for s in found])
+        torch.save({"latents": latents, "captions": [s.caption for s in found]}, path)
+    saved = torch.load(path, weights_only=True)
+    return saved["latents"], saved["captions"]
+
+
+def export(work: Path, weights: Path) -> None:
+    """Write the pipeline that `StableDiffusionPipeline.from_pretrained` loads, weights in float16."""
+    unet = new_unet()
+    unet.load_state_dict(torch.load(work / "unet.pt", weights_only=True)["ema"])
+    tokenizer, encoder = train_text_encoder(weights)
+    pipe = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(weights / "vae"), text_encoder=encoder, tokenizer=tokenizer, unet=unet,
+        scheduler=new_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.to(dtype=torch.float16).save_pretrained(weights)
+
+
+if __name__ == "__main__":
+    import sys
+
+    torch.set_num_threads(1)
+    stage, work, weights, steps = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+    if stage == "export":
+        export(work, weights)
+    else:
+        {"autoencoder": train_autoencoder, "unet": train_unet, "segmenter": train_segmenter}[stage](
+            work, weights, steps
+        )

@@ -1,0 +1,67 @@
+"""Names of models to ready pipelines."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+HUB = {"sd14": "CompVis/stable-diffusion-v1-4", "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
+EMBEDDED = "emoji-sd"
+
+
+def load_pipeline(
+    name: str | Path = EMBEDDED, *, device: str | None = None, dtype: torch.dtype | None = None
+) -> StableDiffusionPipeline:
+    """A Stable Diffusion v1-family pipeline, ready to call, without a progress bar of its own.
+
+    `name`: "emoji-sd" (shipped, needs no network), "sd14", "sd15", a Hugging Face hub id "owner/model", or a local
+    folder. `device`: "cuda", "mps" or "cpu", the first that there is by default. `dtype`: float16 on CUDA and float32
+    elsewhere by default. Weights are read from safetensors only.
+
+    Raises ValueError if `name` is none of these, or names a pipeline that is not Stable Diffusion's; OSError if the
+    hub cannot be reached, with what to do.
+    """
+    device = device or pick_device()
+    dtype = dtype or (torch.float16 if device.startswith("cuda") else torch.float32)
+    source = model_source(name)
+    try:
+        pipe = StableDiffusionPipeline.from_pretrained(
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            safety_checker=None,
+            requires_safety_checker=False,
+        )
+    except OSError as error:
+        raise OSError(
+            f"model {str(name)!r} could not be loaded from {source!r} ({str(error).splitlines()[0]}). Expected: a "
+            "network that reaches the Hugging Face hub, a copy in its cache, or a local folder; emoji-sd needs neither."
+        ) from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def model_source(name: str | Path) -> str:
+    """Where `from_pretrained` finds the model: a folder or a hub id; ValueError if `name` can be neither."""
+    if name == EMBEDDED:
+        return str(files("selattn_lib.emoji") / "weights")
+    if str(name) in HUB:
+        return HUB[str(name)]
+    if Path(name).is_dir():
+        if not (Path(name) / "model_index.json").exists():
+            raise ValueError(f"folder {str(name)!r} has no model_index.json: expected a saved diffusers pipeline")
+        return str(name)
+    if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
+        return str(name)
+    raise ValueError(
+        f"no model {str(name)!r}: expected {EMBEDDED}, {', '.join(HUB)}, a hub id such as owner/model, or the path of "
+        "a folder that exists"
+    )
+
+
+def pick_device() -> str:
+    """ "cuda", "mps" or "cpu", the first that this machine has."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

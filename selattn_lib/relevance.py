@@ -1,0 +1,269 @@
+"""Head relevance vectors (HRV, Eq. 3): which heads look where a visual concept's words look.
+
+While any images are generated, every head votes, at every call of the UNet, for the concept whose word, drawn
+at random, receives most of its attention. A concept's relevance vector is its share of the votes.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from diffusers.models.attention_processor import Attention
+
+from .capture import Generation, Tap, split_heads, word_tokens
+from .concepts import load_concepts
+
+WORDS_AT_ONCE = 64  # concept words encoded together
+
+
+@dataclass(frozen=True)
+class HeadRelevance:
+    """Relevance of every head for every concept.
+
+    `scores` (concept, head): the votes, each row scaled to an L1 norm of H, the number of heads; a row
+    without votes is 0. `counts` (concept, head): the votes themselves, None where only scores are published.
+    """
+
+    scores: xr.DataArray
+    counts: xr.DataArray | None = None
+
+    @classmethod
+    def from_counts(cls, counts: xr.DataArray) -> Self:
+        """Scale votes (concept, head), or (image, concept, head) to be summed over images, to scores."""
+        if "image" in counts.dims:
+            counts = counts.sum("image", keep_attrs=True)
+        counts = counts.transpose("concept", "head")
+        total = counts.sum("head")
+        return cls(counts / total.where(total > 0, 1) * counts.sizes["head"], counts)
+
+    def ranking(self, concept: str) -> np.ndarray:
+        """(head) head numbers, the most relevant first; of equal heads the lower number first.
+
+        Raises ValueError if the concept is not known.
+        """
+        names = self.scores["concept"].values.tolist()
+        if concept not in names:
+            raise ValueError(f"Concept {concept!r} is not known; these are: {', '.join(names)}")
+        return np.argsort(-self.scores.values[names.index(concept)], kind="stable")
+
+    def top(self, concept: str, k: int) -> np.ndarray:
+        """The k most relevant heads, the most relevant first; ValueError unless 1 <= k <= H."""
+        return self.ranking(concept)[: self._checked(k)]
+
+    def bottom(self, concept: str, k: int) -> np.ndarray:
+        """The k least relevant heads, the least relevant last; ValueError unless 1 <= k <= H."""
+        return self.ranking(concept)[-self._checked(k) :]
+
+    def _checked(self, k: int) -> int:
+        n_heads = self.scores.sizes["head"]
+        if not 1 <= k <= n_heads:
+            raise ValueError(f"k={k} heads of {n_heads} were asked for; k must be 1 to {n_heads}.")
+        return k
+
+    def save(self, path: str | Path) -> None:
+        """Write one .npz file, without pickles."""
+        arrays = {
+            "scores": self.scores.values,
+            "concepts": np.array(self.scores["concept"].values, dtype=str),
+            "heads": np.array(self.scores["head"].values, dtype=str),
+        }
+        if self.counts is not None:
+            arrays["counts"] = self.counts.values
+        np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: str | Path, *, concepts: Sequence[str] | None = None) -> Self:
+        """Read what `save` wrote, or a folder of published HRVs.
+
+        Such a folder holds two .npy files: numbers (concept, head) and the heads' names, such as
+        "down, layer: 0, head: 3". It does not name the concepts: `concepts` does, in the order of the rows;
+        by default they are the HRV paper's 34.
+
+        Raises FileNotFoundError if there is nothing at `path`, ValueError if the contents do not fit.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(f"No head relevance at {path}: no .npz file and no folder of .npy files.")
+        if path.is_dir():
+            return cls._load_published(path, concepts)
+        with np.load(path, allow_pickle=False) as file:
+            if missing := {"scores", "concepts", "heads"} - set(file):
+                raise ValueError(f"{path} holds {sorted(file)} but no {sorted(missing)}; save() writes them.")
+            concepts, heads = file["concepts"].tolist(), file["heads"].tolist()
+            scores = _table(file["scores"], concepts, heads, path)
+            return cls(scores, _table(file["counts"], concepts, heads, path) if "counts" in file else None)
+
+    @classmethod
+    def _load_published(cls, folder: Path, concepts: Sequence[str] | None) -> Self:
+        arrays = [np.load(file, allow_pickle=False) for file in sorted(folder.glob("*.npy"))]
+        numbers = [array for array in arrays if array.dtype.kind == "f"]
+        names = [array for array in arrays if array.dtype.kind == "U"]
+        if len(numbers) != 1 or len(names) != 1:
+            raise ValueError(
+                f"{folder} holds {len(numbers)} .npy files of floats and {len(names)} of strings; one of "
+                "each is expected: the vectors (concept, head) and the names of the heads."
+            )
+        concepts = list(load_concepts("paper")) if concepts is None else list(concepts)
+        return cls(_table(numbers[0], concepts, names[0].ravel().tolist(), folder))
+
+
+def load_hrv(model_or_path: str | Path) -> HeadRelevance:
+    """Load head relevance: "emoji-sd" for the embedded model's, or a path as for `HeadRelevance.load`."""
+    if str(model_or_path) == "emoji-sd":
+        return HeadRelevance.load(Path(__file__).parent / "emoji" / "hrv.npz")
+    return HeadRelevance.load(model_or_path)
+
+
+class RelevanceCounter(Tap):
+    """The votes of every head, in the images made inside a `with score_heads(...)` block."""
+
+    def __init__(
+        self,
+        pipe: Any,
+        concepts: Mapping[str, Sequence[str]],
+        seed: int,
+        units: Iterable[int] | None,
+        start_token: bool,
+    ) -> None:
+        super().__init__(pipe)
+        if empty := [name for name, words in concepts.items() if not words]:
+            raise ValueError(f"These concepts have no words: {empty}")
+        if len(concepts) < 2:
+            raise ValueError(f"Heads vote among concepts; at least two are needed, not {list(concepts)}.")
+        self.concepts = list(concepts)
+        self._seed, self._start_token = seed, start_token
+        self._units = None if units is None else list(units)
+        every_word = [word for words in concepts.values() for word in words]
+        self._tokens, first, length = _encode_words(pipe, every_word)
+        self._n_words = np.array([len(words) for words in concepts.values()])
+        offsets = np.cumsum(self._n_words) - self._n_words
+        # One column for each concept and sub-token, as many as the concept's longest word has.
+        longest = [length[o : o + n].max() for o, n in zip(offsets, self._n_words, strict=True)]
+        self._column_concept = np.repeat(np.arange(len(concepts)), longest)
+        self._column_token = np.concatenate([np.arange(n) for n in longest])
+        self._first, self._length, self._offsets = first, length, offsets
+        self._keys: dict[int, torch.Tensor] = {}
+        self._counts: list[torch.Tensor] = []  # (image, concept, head) of each generation
+
+    def start(self, generation: Generation) -> None:
+        done = sum(len(counts) for counts in self._counts)
+        units = range(done + generation.images) if self._units is None else self._units
+        self._now = list(units[done : done + generation.images])
+        if len(self._now) < generation.images:
+            raise ValueError(f"units names {len(units)} images; {done + generation.images} are being made.")
+        device = generation.device
+        shape = (generation.images, len(self.concepts), len(self.heads))
+        self._counts.append(torch.zeros(shape, dtype=torch.int32, device=device))
+        one_hot = F.one_hot(torch.from_numpy(self._column_concept), len(self.concepts)).float()
+        self._columns_to_concepts = one_hot.to(device)  # (column, concept)
+
+    def call(self, generation: Generation) -> None:
+        """Draw one word a concept for each (image, layer) of this call."""
+        size = (len(self.heads.layers), len(self.concepts))
+        generators = [np.random.default_rng([self._seed, unit, generation.calls]) for unit in self._now]
+        drawn = np.stack([each.integers(self._n_words, size=size) for each in generators], axis=1)
+        words = (drawn + self._offsets)[..., self._column_concept]  # (layer, image, column)
+        used = self._column_token < self._length[words]
+        tokens = self._first[words] + np.where(used, self._column_token, 0)
+        device = generation.device
+        self._index = torch.from_numpy(tokens).to(device)
+        self._share = torch.from_numpy(used / self._length[words]).float().to(device)
+        self._bias = torch.zeros_like(self._share).masked_fill(self._share == 0, -torch.inf)
+
+    def attend(self, number: int, attention: Attention, query: torch.Tensor, key: torch.Tensor) -> None:
+        if number not in self._keys:
+            tokens = self._tokens.to(query.device, next(attention.to_k.parameters()).dtype)
+            # `forward` rather than a call: hooks of our own, and of others, are for the model's use.
+            self._keys[number] = attention.to_k.forward(tokens).float() * attention.scale
+        keys = self._keys[number]
+        n_heads, index, bias = query.shape[1], self._index[number], self._bias[number]
+        chosen = keys[index]  # (image, column, head * channel)
+        if self._start_token:  # token 0: the same, whatever the first word
+            chosen = torch.cat([keys[:1].expand(len(index), 1, -1), chosen], dim=1)
+            bias = F.pad(bias, (1, 0))
+        by_image = zip(query, split_heads(chosen, n_heads), bias, strict=True)
+        attended = torch.stack(
+            [(q.float() @ k.transpose(-1, -2) + b).softmax(dim=-1).mean(dim=-2) for q, k, b in by_image]
+        )  # (image, head, column)
+        if self._start_token:
+            attended = attended[..., 1:]
+        winner = ((attended * self._share[number, :, None]) @ self._columns_to_concepts).argmax(dim=-1)
+        first = self.heads.layers[number].first
+        counts = self._counts[-1][..., first : first + n_heads]
+        counts.scatter_add_(1, winner[:, None], torch.ones_like(counts[:, :1]))
+
+    def counts(self) -> xr.DataArray:
+        """Votes (image, concept, head), one for each (call, image, head); `image` holds the unit numbers.
+
+        Raises RuntimeError if nothing was generated.
+        """
+        if not self._counts:
+            raise RuntimeError("Nothing was generated yet: call the pipeline inside the `with` block.")
+        values = torch.cat(self._counts).cpu().numpy()
+        units = range(len(values)) if self._units is None else self._units[: len(values)]
+        coords = {"image": list(units), "concept": self.concepts, **self.heads.coords()}
+        return xr.DataArray(values, dims=("image", "concept", "head"), coords=coords, name="counts")
+
+    def relevance(self) -> HeadRelevance:
+        """The head relevance from all votes so far."""
+        return HeadRelevance.from_counts(self.counts())
+
+
+@contextmanager
+def score_heads(
+    pipe: Any,
+    concepts: Mapping[str, Sequence[str]],
+    *,
+    seed: int = 0,
+    units: Iterable[int] | None = None,
+    start_token: bool = False,
+) -> Iterator[RelevanceCounter]:
+    """Count the heads' votes for `concepts` (name -> words) while images are generated in the block (Eq. 3).
+
+    At each (call, layer) one word a concept is drawn; the conditional queries' softmax over the drawn words'
+    semantic tokens is averaged over pixels and over each word's tokens, and each head votes for the concept
+    of the largest. The draws depend on `seed`, on the image's number in `units` (0, 1, 2 ... by default, in
+    order of generation), on the call and on the layer, never on the batch. `start_token` keeps the start
+    token of the first word inside the softmax, as the published implementation does; it gets no vote.
+
+    May be nested with `capture`, in either order, and leaves the image as it is, bit for bit.
+    Raises ValueError on fewer than two concepts, on concepts without words, and on layers that cannot be
+    captured.
+    """
+    with RelevanceCounter(pipe, concepts, seed, units, start_token).listening() as counter:
+        yield counter
+
+
+def _encode_words(pipe: Any, words: list[str]) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    """Encode each word by itself: start token, word, end token.
+
+    Returns the embeddings (token, channel): the start token's, then every word's semantic tokens; and for
+    each word the position of its first token in them and the number of its tokens.
+    """
+    tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
+    lengths = np.array([len(word_tokens(tokenizer, word)) for word in words])
+    kept: list[torch.Tensor] = []
+    for at in range(0, len(words), WORDS_AT_ONCE):
+        batch = tokenizer(words[at : at + WORDS_AT_ONCE], padding=True, return_tensors="pt").input_ids
+        with torch.no_grad():
+            states = encoder.forward(batch.to(encoder.device))[0]
+        if not kept:
+            kept.append(states[0, :1])
+        kept += [state[1 : 1 + n] for state, n in zip(states, lengths[at:], strict=False)]
+    return torch.cat(kept), 1 + np.cumsum(lengths) - lengths, lengths
+
+
+def _table(values: np.ndarray, concepts: Sequence[str], heads: Sequence[str], source: Path) -> xr.DataArray:
+    if values.shape != (len(concepts), len(heads)):
+        raise ValueError(
+            f"{source} holds an array of shape {values.shape}; {len(concepts)} concepts x {len(heads)} heads "
+            "were expected."
+        )
+    coords = {"concept": list(concepts), "head": list(heads)}
+    return xr.DataArray(values, dims=("concept", "head"), coords=coords)

@@ -1,0 +1,108 @@
+"""Ground truth: the mask of what a phrase names in an image."""
+
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+
+class Segmenter(Protocol):
+    """Images and one phrase each -> one boolean mask (y, x) each, of the image's size; all False if not found."""
+
+    def __call__(self, images: Sequence[Image.Image], phrases: Sequence[str]) -> list[np.ndarray]: ...
+
+
+def load_segmenter(name: str = "emoji-sd", *, device: str = "cpu") -> Segmenter:
+    """ "emoji-sd": the shipped segmenter of the embedded world; "grounded-sam": Grounding DINO and SAM from the hub.
+
+    Raises ValueError for any other name.
+    """
+    if name == "emoji-sd":
+        return EmojiSegmenter(device)
+    if name == "grounded-sam":
+        return GroundedSAM(device)
+    raise ValueError(f"no segmenter {name!r}: expected emoji-sd or grounded-sam")
+
+
+class EmojiSegmenter:
+    """A SegFormer over the concepts of the embedded world, trained on composed scenes with their exact masks.
+
+    The mask of a word is where its concept is the likeliest class; a word of several concepts takes them all.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        from transformers import SegformerForSemanticSegmentation
+
+        folder = str(files("selattn_lib.emoji") / "weights" / "segmenter")
+        self.model = SegformerForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+        self.device = device
+
+    def classes(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """(image, y, x) class number at each pixel: 0 is background, the others as in the model's id2label."""
+        pixels = torch.from_numpy(np.stack([np.asarray(i.convert("RGB")) for i in images]))
+        x = pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1).to(self.device)
+        with torch.no_grad():
+            logits = self.model(x).logits
+        full = F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        return full.argmax(1).cpu().numpy()
+
+    def __call__(self, images: Sequence[Image.Image], phrases: Sequence[str]) -> list[np.ndarray]:
+        from .emoji.art import glyphs
+
+        number = {label: int(i) for i, label in self.model.config.id2label.items()}
+        known = sorted({word for words in glyphs().values() for word in words})
+        masks = []
+        for seen, phrase in zip(self.classes(images), phrases, strict=True):
+            wanted = [number[c] for c, words in glyphs().items() if phrase in words or phrase == c]
+            if not wanted:
+                raise ValueError(f"the embedded segmenter knows no {phrase!r}: expected one of {', '.join(known)}")
+            masks.append(np.isin(seen, wanted))
+        return masks
+
+
+class GroundedSAM:
+    """Grounded-SAM as in the paper: Grounding DINO finds a box for the phrase, SAM draws the mask in it.
+
+    The box of the highest score counts; no box above `box_threshold` gives an empty mask.
+    """
+
+    DETECTOR, SEGMENTER = "IDEA-Research/grounding-dino-base", "facebook/sam-vit-huge"
+
+    def __init__(self, device: str = "cpu", *, detector: str = DETECTOR, segmenter: str = SEGMENTER,
+                 box_threshold: float = 0.3) -> None:  # fmt: skip
+        from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, SamModel, SamProcessor
+
+        self.box_threshold, self.device = box_threshold, device
+        self.detector = AutoModelForZeroShotObjectDetection.from_pretrained(detector).to(device).eval()
+        self.detector_processor = AutoProcessor.from_pretrained(detector)
+        self.segmenter = SamModel.from_pretrained(segmenter).to(device).eval()
+        self.segmenter_processor = SamProcessor.from_pretrained(segmenter)
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image.Image], phrases: Sequence[str]) -> list[np.ndarray]:
+        masks = []
+        for image, phrase in zip(images, phrases, strict=True):
+            box = self._box(image, phrase)
+            masks.append(np.zeros((image.height, image.width), bool) if box is None else self._mask(image, box))
+        return masks
+
+    def _box(self, image: Image.Image, phrase: str) -> list[float] | None:
+        """(left, top, right, bottom) in pixels of the likeliest detection, or None."""
+        inputs = self.detector_processor(images=image, text=f"{phrase.lower()}.", return_tensors="pt").to(self.device)
+        found = self.detector_processor.post_process_grounded_object_detection(
+            self.detector(**inputs), inputs.input_ids, threshold=self.box_threshold,
+            target_sizes=[(image.height, image.width)],
+        )[0]  # fmt: skip
+        return found["boxes"][found["scores"].argmax()].tolist() if len(found["boxes"]) else None
+
+    def _mask(self, image: Image.Image, box: list[float]) -> np.ndarray:
+        inputs = self.segmenter_processor(image, input_boxes=[[box]], return_tensors="pt").to(self.device)
+        out = self.segmenter(**inputs, multimask_output=False)
+        masks = self.segmenter_processor.image_processor.post_process_masks(
+            out.pred_masks.cpu(), inputs["original_sizes"].cpu(), inputs["reshaped_input_sizes"].cpu()
+        )
+        return masks[0][0, 0].numpy()

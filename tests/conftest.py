@@ -1,0 +1,39 @@
+"""Fixtures: a tiny Stable Diffusion pipeline, and a small head-maps dataset."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from diffusers import StableDiffusionPipeline
+from tiny_sd import build_pipeline, count_hooks
+
+PLACES = {16: "down", 8: "up", 4: "mid"}  # by the width of the grid
+
+
+@pytest.fixture
+def maps() -> xr.Dataset:
+    """Nine heads at three resolutions, their numbers interleaved; 64 x 128 pixels."""
+    rng = np.random.default_rng(0)
+    data: dict[str, Any] = {}
+    coords: dict[str, Any] = {"word": ["bear", "cat"]}
+    for i, width in enumerate(PLACES):
+        grid, numbers = f"{width // 2}x{width}", [i, i + 3, i + 6]
+        dims = ("image", "word", f"head_{grid}", f"y_{grid}", f"x_{grid}")
+        data[f"maps_{grid}"] = (dims, rng.random((2, 2, 3, width // 2, width), dtype=np.float32) ** 4)
+        coords[f"head_{grid}"] = numbers
+        coords[f"place_{grid}"] = (f"head_{grid}", [PLACES[width]] * 3)
+    return xr.Dataset(data, coords, attrs={"height": 64, "width": 128})
+
+
+@pytest.fixture(scope="session")
+def shared_pipe() -> StableDiffusionPipeline:
+    return build_pipeline()
+
+
+@pytest.fixture
+def tiny_pipe(shared_pipe: StableDiffusionPipeline) -> Iterator[StableDiffusionPipeline]:
+    """The pipeline of `tiny_sd`, checked after each test for hooks left behind."""
+    yield shared_pipe
+    assert count_hooks(shared_pipe) == 0

@@ -1,0 +1,51 @@
+"""The built book: complete, and free of anything that would need a network."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import plotly.offline
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+VENDOR = ROOT / "book" / "_static" / "vendor"
+
+
+def pages() -> list[str]:
+    """The pages of the table of contents, without suffix."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+
+
+@pytest.mark.parametrize("page", pages())
+def test_every_page_is_there_and_asks_for_nothing_outside(book: Path, page: str) -> None:
+    html = (book / f"{page}.html").read_text()
+    for attribute in re.findall(r"<(?:script|img|iframe)\b[^>]*?\bsrc=\"([^\"]+)\"", html):
+        assert not re.match(r"(https?:)?//", attribute), attribute
+    for attribute in re.findall(r"<link\b[^>]*?\bhref=\"([^\"]+)\"", html):
+        assert not re.match(r"(https?:)?//", attribute), attribute
+
+
+def test_plotly_is_loaded_where_a_figure_is_and_nowhere_else(book: Path) -> None:
+    for page in pages():
+        html = (book / f"{page}.html").read_text()
+        assert ('class="plotly-figure"' in html) == ("plotly-cartesian.min.js" in html), page
+
+
+def test_vendored_files_are_what_the_manifest_says() -> None:
+    manifest = json.loads((VENDOR / "vendor.json").read_text())
+    known = {name: digest for package in manifest for name, digest in package["sha256"].items()}
+    for name, digest in known.items():
+        assert hashlib.sha256((VENDOR / name).read_bytes()).hexdigest() == digest, name
+    for package in manifest:
+        assert (VENDOR / package["licence_text"]).read_text().strip()
+    listed = set(known) | {"vendor.json"} | {package["licence_text"] for package in manifest}
+    assert {p.relative_to(VENDOR).as_posix() for p in VENDOR.rglob("*") if p.is_file()} == listed
+
+
+def test_plotly_of_the_page_is_the_one_plotly_py_was_made_for() -> None:
+    manifest = json.loads((VENDOR / "vendor.json").read_text())
+    version = next(package["version"] for package in manifest if "plotly" in package["npm"])
+    assert version == plotly.offline.get_plotlyjs_version()
