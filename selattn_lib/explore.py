@@ -64,7 +64,10 @@ class _Setting:
         self.name = name  # of the control and of the view's trait
 
     def __get__(self, explorer: "_Explorer", owner: type) -> Any:
-        return self if explorer is None else explorer.controls[self.name].value
+        if explorer is None:
+            return self
+        value = explorer.controls[self.name].value
+        return round(value, 9) if isinstance(value, float) else value  # sliders say 0.39999999999999997
 
     def __set__(self, explorer: "_Explorer", value: Any) -> None:
         control = explorer.controls[self.name]

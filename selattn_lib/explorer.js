@@ -1,6 +1,6 @@
 // Front end of the explorers: one ES module, no imports, so that it runs in JupyterLab and in a page without
-// a kernel. The first half is arithmetic, the same as `selattn_lib.aggregate` and `.metrics`, and tested against
-// them under node; the second half draws.
+// a kernel. The first half is arithmetic, the same as `selattn_lib.aggregate` and `.metrics`, and tested
+// against them under node; the second half draws.
 
 // ---------------------------------------------------------------------------------------------- arithmetic
 
@@ -16,7 +16,7 @@ export function halfToNumber(bits) {
 
 /**
  * Per-head maps of one image. `bytes` is a DataView (mind its byteOffset) of little-endian half floats, image
- * after image and in each grid after grid, (head, y, x), scaled by 2**shift; `grids` is [{height, width, heads}].
+ * after image and in each grid after grid, (head, y, x), times 2**shift; `grids` is [{height, width, heads}].
  * Returns one {height, width, values} for each head number.
  */
 export function decodeHeads(bytes, grids, image, shift) {
@@ -41,7 +41,7 @@ export function decodeMask(bytes, index, pixels) {
   return Uint8Array.from({ length: pixels }, (_, i) => (bytes.getUint8(start + (i >> 3)) >> (i & 7)) & 1);
 }
 
-/** Four source positions and weights of each target position: torch's bicubic, align_corners=False, A = -0.75. */
+/** Four sources and weights of each target position: torch's bicubic, align_corners=False, A = -0.75. */
 export function bicubicTaps(from, to) {
   const A = -0.75;
   const near = (t) => ((A + 2) * t - (A + 3)) * t * t + 1;
@@ -107,7 +107,7 @@ function normaliseInto(to, from) {
   return to;
 }
 
-/** Heat map (Eq. 2, Eq. 4) of the chosen heads: maps of equal grids are summed first, and the sums upsampled. */
+/** Heat map (Eq. 2, Eq. 4) of the chosen heads: maps of equal grids are summed, then upsampled. */
 export function heatmap(heads, chosen, height, width) {
   const sums = new Map();
   for (const number of chosen) {
@@ -153,9 +153,9 @@ function sequence(method, order, randomOrder) {
 }
 
 /**
- * IoU for every k and every threshold (evenly spaced, ascending) at once: a generator that yields after each k,
- * so that a page stays alive, and returns a Float32Array (k, threshold). A histogram of the normalised map,
- * inside and outside the truth, answers for all thresholds.
+ * IoU for every k and every threshold (evenly spaced, ascending) at once: a generator that yields after each
+ * k, so that a page stays alive, and returns a Float32Array (k, threshold). A histogram of the normalised
+ * map, inside and outside the truth, answers for all thresholds.
  */
 export function* iouCurve(heads, order, truth, thresholds, height, width) {
   const levels = Float32Array.from(thresholds);
@@ -237,7 +237,7 @@ export function leaders(grey, heats, colours) {
   return pixels;
 }
 
-/** RGBA pixels: the picture's lightness under the heat's colour. `palette` holds 256 RGB colours, as bytes. */
+/** RGBA pixels: the picture's lightness under the heat's colour. `palette` holds 256 RGB colours. */
 export function overlay(grey, heat, palette, opacity) {
   const pixels = new Uint8Array(4 * heat.length); // unclamped for speed: values are in 0..255
   const shares = Float32Array.from(palette, (value) => opacity * value);

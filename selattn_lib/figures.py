@@ -398,7 +398,11 @@ def iou_table(
             rows[f"{threshold:g}", name] = [*_cells(values[i]), *printed]
     for name, values in baselines.items():
         rows["any", name] = [*_cells(values), ""]
-    columns = [f"measured, {model}, {n_images} images", "95 % interval", "paper, SD v1.4, 100 images"]
+    columns = [
+        f"mean IoU measured: {model}, {n_images} images",
+        "95 % interval",
+        "mean IoU in the paper: SD v1.4, 100 images",
+    ]
     index = pd.MultiIndex.from_tuples(rows, names=["threshold", "heads"])
     return pd.DataFrame(list(rows.values()), index=index, columns=columns).iloc[:, : 3 if paper else 2]
 
@@ -440,6 +444,35 @@ def benchmark_table(ious: Mapping[str, xr.DataArray], results: xr.Dataset, *, pa
     )
 
 
+def contact_sheet(images: Any, labels: Sequence[str], *, columns: int = 5, title: str = "") -> go.Figure:
+    """Pictures, uint8 (image, y, x, rgb), in rows of `columns`, each with its label below, as one figure."""
+    images = np.asarray(images)
+    if len(images) != len(labels):
+        raise ValueError(f"There are {len(labels)} labels for {len(images)} images; one an image is needed.")
+    rows = -(-len(images) // columns)
+    figure = go.Figure()
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        row, column = divmod(i, columns)
+        place = {"x": column, "y": -row, "xref": "x", "yref": "y"}
+        figure.add_layout_image(source=data_uri(image), sizex=0.96, sizey=0.8, xanchor="left", yanchor="top", **place)
+        text = "<br>".join(wrap(str(label), 18)[:3])
+        figure.add_annotation(
+            {**place, "x": column + 0.48, "y": -row - 0.8},
+            text=text, showarrow=False, yanchor="top", font={"size": 9},
+        )  # fmt: skip
+    figure.update_xaxes(range=[0, columns], visible=False, fixedrange=True)
+    figure.update_yaxes(range=[-rows - 0.05, 0], visible=False, fixedrange=True)
+    return _finish(figure, title, height=40 + 160 * rows, margin={"l": 4, "r": 4, "t": 40 if title else 4, "b": 4})
+
+
+def training_curve(samples: Any, loss: Any, *, title: str = "") -> go.Figure:
+    """Loss over the number of samples seen, on a logarithmic axis."""
+    figure = go.Figure(go.Scatter(x=_short(samples, 0), y=_short(loss), mode="lines", line={"color": COLOURS[1]}))
+    figure.update_xaxes(title="training samples seen")
+    figure.update_yaxes(title="mean squared error", type="log")
+    return _finish(figure, title, height=320)
+
+
 def data_uri(pixels: np.ndarray) -> str:
     """WebP data URI of uint8 RGB pixels (y, x, rgb)."""
     buffer = io.BytesIO()
@@ -458,7 +491,7 @@ def _masked(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def _outlined(pixels: np.ndarray, mask: np.ndarray, where: Any = True) -> np.ndarray:
     """A white line inside a darker one along the border of the mask, at the pixels `where`."""
-    inner = _grown(mask) & _grown(~mask)
+    inner = _grown(_grown(mask) & _grown(~mask))
     halo = _grown(inner)
     pixels = np.where((halo & where)[..., None], 0.35 * pixels, pixels)
     return np.where((inner & where)[..., None], 255.0, pixels)

@@ -5,6 +5,7 @@ written and then marked done, so a run that was stopped goes on where it was, an
 the study's fields and the unit alone.
 """
 
+import ast
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ import xarray as xr
 import zarr
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .capture import capture
 from .concepts import benchmark_words, check_concept, load_concepts
@@ -35,13 +36,28 @@ def runs_folder() -> Path:
     return Path(os.environ.get("SELATTN_RUNS", "runs"))
 
 
-def check_selection(heads: int, thresholds: Sequence[float], n_heads: int = 128) -> None:
-    """ValueError unless 1 <= heads <= n_heads and every threshold lies strictly between 0 and 1."""
-    if isinstance(heads, bool) or not isinstance(heads, int) or not 1 <= heads <= n_heads:
-        raise ValueError(f"heads={heads!r}: expected a whole number from 1 to {n_heads}, the heads of the model")
-    wrong = [t for t in thresholds if not isinstance(t, int | float) or not 0 < t < 1]
-    if wrong or not len(thresholds):
-        raise ValueError(f"thresholds={list(thresholds)!r}: expected numbers between 0 and 1, such as [0.3, 0.4, 0.5]")
+def check_selection(heads: Any, thresholds: Any, n_heads: int = 128) -> tuple[Any, list[float]]:
+    """(heads, thresholds) as they will be used; papermill's `-p thresholds "[0.3]"` arrives as text, which is read.
+
+    Raises ValueError unless `heads`, one number or a list of them, are whole numbers from 1 to `n_heads`, and every
+    threshold lies strictly between 0 and 1.
+    """
+    heads, thresholds = _literal(heads), _literal(thresholds)
+    for count in heads if isinstance(heads, list) and heads else [heads]:
+        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= n_heads:
+            raise ValueError(f"heads={heads!r}: expected whole numbers from 1 to {n_heads}, the heads of the model")
+    values = thresholds if isinstance(thresholds, list | tuple) else [thresholds]
+    if not values or not all(isinstance(t, int | float) and 0 < t < 1 for t in values):
+        raise ValueError(f"thresholds={thresholds!r}: expected numbers between 0 and 1, such as [0.3, 0.4, 0.5]")
+    return heads, list(values)
+
+
+def _literal(value: Any) -> Any:
+    """A Python literal for the text of one, anything else as it is."""
+    try:
+        return ast.literal_eval(value) if isinstance(value, str) else value
+    except (ValueError, SyntaxError):
+        return value
 
 
 def concepts_of(model: str) -> dict[str, list[str]]:

@@ -43,9 +43,7 @@ def test_a_current_notebook_is_not_run_again(tmp_path: Path) -> None:
     assert count.read_text() == "xxx"
 
 
-def test_a_failed_run_leaves_the_good_notebook_and_says_why(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failed_run_leaves_the_good_notebook_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check = "if not heads > 0:\n    raise ValueError(f'heads is {heads}; it must be 1 or more')"
     notebook = write_notebook(tmp_path / "in" / "a.ipynb", "heads = 30", check)
     out = tmp_path / "out"

@@ -50,18 +50,13 @@ def test_other_parameters_give_other_numbers(tmp_path: Path) -> None:
     "name, value",
     [("model", "nosuch"), ("heads", "0"), ("heads", "500"), ("concept", "Nosuch"), ("thresholds", "[1.5]")],
 )
-def test_a_bad_parameter_stops_the_first_cells_with_one_sentence(
-    tmp_path: Path, name: str, value: str
-) -> None:
+def test_a_bad_parameter_stops_the_first_cells_with_one_sentence(tmp_path: Path, name: str, value: str) -> None:
     out = tmp_path / "out.ipynb"
     assert papermill(out, "-p", name, value).returncode != 0
     nb = nbformat.read(out, as_version=4)
     code = [cell for cell in nb.cells if cell.cell_type == "code"]
     errors = [
-        (index, output)
-        for index, cell in enumerate(code)
-        for output in cell.outputs
-        if output.output_type == "error"
+        (index, output) for index, cell in enumerate(code) for output in cell.outputs if output.output_type == "error"
     ]
     [(index, error)] = errors
     assert index <= 5  # parameters, injected parameters, imports, validation

@@ -113,7 +113,8 @@ def train_text_encoder(folder: Path, steps: int = 1200, batch: int = 64, seed: i
         out = encoder(tokens[rows])
         sentence_loss = 1 - F.cosine_similarity(to_sentence(out.pooler_output), wanted[rows]).mean()
         is_word = named[tokens[rows]]
-        word = 1 - F.cosine_similarity(to_word(out.last_hidden_state[is_word]), target_of[tokens[rows][is_word]]).mean()
+        guess = to_word(out.last_hidden_state[is_word])
+        word_loss = 1 - F.cosine_similarity(guess, target_of[tokens[rows][is_word]]).mean()
         optimiser.zero_grad()
         (sentence_loss + word_loss).backward()
         optimiser.step()

@@ -1,6 +1,7 @@
 """The recipe of `emoji-sd`: autoencoder, text encoder, UNet, segmenter, each resumed from its last checkpoint."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -263,6 +264,5 @@ if __name__ == "__main__":
     if stage == "export":
         export(work, weights)
     else:
-        {"autoencoder": train_autoencoder, "unet": train_unet, "segmenter": train_segmenter}[stage](
-            work, weights, steps
-        )
+        stages: list[Callable] = [train_autoencoder, train_unet, train_segmenter]
+        {each.__name__.removeprefix("train_"): each for each in stages}[stage](work, weights, steps)

@@ -39,7 +39,8 @@ class Checkpoint:
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The hidden weight matrices, for Muon, and all the rest (first and last layer, biases, norms), for AdamW."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, p in model.named_parameters():
         hidden = p.ndim > 1 and "conv_in" not in name and "conv_out" not in name
         (matrices if hidden else others).append(p)

@@ -1,0 +1,115 @@
+"""The embedded world: its scenes, its art, and a recipe that learns."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from selattn_lib.concepts import load_concepts
+from selattn_lib.emoji.art import glyphs, load_art
+from selattn_lib.emoji.scenes import BENCHMARK, SIZE, compose
+from selattn_lib.emoji.segmenter import CLASSES, class_map
+from selattn_lib.emoji.text import new_tokenizer, vocabulary
+from selattn_lib.emoji.train import LATENT_CHANNELS, LatentBasis, new_autoencoder, new_unet
+from selattn_lib.emoji.training import Checkpoint, Muon, split_parameters
+
+
+def scene(*seed: int, **options):
+    return compose(np.random.default_rng(seed), **options)
+
+
+def test_every_glyph_is_in_the_archive_in_at_least_two_styles() -> None:
+    art = load_art()
+    names = {name for words in glyphs().values() for glyph_names in words.values() for name in glyph_names}
+    assert {name for name in names if len(art.get(name, [])) < 2} == set()
+
+
+def test_the_benchmark_and_the_concepts_are_words_of_the_world() -> None:
+    assert set(BENCHMARK) <= set(glyphs()["Animals"])
+    for concept, words in load_concepts("emoji-sd").items():
+        if concept in glyphs():
+            assert set(words) <= set(glyphs()[concept]), concept
+
+
+def test_a_scene_is_its_seed() -> None:
+    one, same, other = scene(1, 2), scene(1, 2), scene(1, 3)
+    assert np.array_equal(one.image, same.image) and one.caption == same.caption
+    assert not np.array_equal(one.image, other.image)
+
+
+def test_masks_are_exact_and_disjoint_and_captions_name_the_objects() -> None:
+    for i in range(60):
+        s = scene(5, i)
+        assert s.image.shape == (SIZE, SIZE, 3) and s.image.dtype == np.uint8
+        assert s.masks.shape == (len(s.words), SIZE, SIZE) and s.masks.sum(0).max() <= 1
+        assert s.masks[-1].any()
+        for word in s.words:
+            assert word in s.caption or "office objects" in s.caption
+        assert set(np.unique(class_map(s))) <= set(range(len(CLASSES)))
+
+
+def test_objects_sit_off_centre_and_vary_in_size() -> None:
+    masks = np.stack([scene(6, i, words=[("Animals", "bear")]).masks[0] for i in range(60)])
+    centre = np.array([np.argwhere(mask).mean(0) for mask in masks])
+    assert centre.std(0).min() > 8 and masks.mean((1, 2)).std() > 0.04
+
+
+def test_the_tokenizer_has_one_token_a_word_and_spells_the_rest() -> None:
+    tokenizer = new_tokenizer(vocabulary(["photo of a bear on the desk"]))
+    ids = tokenizer("photo of a bear").input_ids
+    assert tokenizer.convert_ids_to_tokens(ids)[1:-1] == ["photo</w>", "of</w>", "a</w>", "bear</w>"]
+    assert tokenizer.unk_token_id not in tokenizer("xylograph", add_special_tokens=False).input_ids
+
+
+def test_latents_are_the_mean_colour_and_what_is_left_of_it() -> None:
+    images = np.stack([scene(7, i).image for i in range(40)])
+    basis = LatentBasis.fit(images)
+    latents = basis(images)
+    assert latents.shape == (40, LATENT_CHANNELS, 16, 16)
+    np.testing.assert_allclose(latents.std((0, 2, 3)).numpy(), [1] * 3 + [0.6] * 5, rtol=0.02)
+    red = np.zeros((1, SIZE, SIZE, 3), np.uint8)
+    red[..., 0] = 255
+    flat = (basis(red)[0, :, 0, 0] + basis.offset)[3:]
+    assert flat.abs().max() < 1e-4, "a plain block has nothing but its colour"
+
+
+def test_muon_steps_are_orthogonal_and_of_the_expected_size() -> None:
+    torch.manual_seed(0)
+    p = torch.nn.Parameter(torch.zeros(8, 32))
+    p.grad = torch.randn(8, 32)
+    Muon([p], lr=1.0, weight_decay=0).step()
+    values = torch.linalg.svdvals(p.detach() / (0.2 * 32**0.5))
+    assert 0.5 < values.min() and values.max() < 1.4
+
+
+def test_a_checkpoint_brings_everything_back(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(3, 4)
+    Checkpoint(tmp_path / "c.pt", layer=layer).save(7, force=True)
+    other = torch.nn.Linear(3, 4)
+    assert Checkpoint(tmp_path / "c.pt", layer=other).load() == 7
+    assert torch.equal(layer.weight, other.weight)
+    assert Checkpoint(tmp_path / "missing.pt", layer=other).load() == 0
+
+
+def test_the_architectures_are_standard_and_small() -> None:
+    unet, vae = new_unet(), new_autoencoder()
+    assert sum(p.numel() for p in unet.parameters()) < 14e6
+    assert sum(p.numel() for p in vae.parameters()) < 2e6
+    matrices, others = split_parameters(unet)
+    assert sum(map(torch.numel, matrices)) > 0.95 * sum(p.numel() for p in unet.parameters())
+    assert {id(p) for p in matrices}.isdisjoint(map(id, others))
+
+
+@pytest.mark.slow
+def test_the_recipe_learns(tmp_path: Path) -> None:
+    """A minute of the UNet's training, on a few scenes: the loss falls below 0.8 of where it began."""
+    from selattn_lib.emoji.train import train_unet
+    from selattn_lib.models import model_source
+
+    weights = Path(model_source("emoji-sd"))
+    train_unet(tmp_path, weights, steps=25, batch=8, count=64)
+    losses = [float(line.split(",")[1]) for line in (tmp_path / "unet.csv").read_text().split()]
+    assert losses[-1] < 0.8 * losses[0], losses
+    resumed = train_unet(tmp_path, weights, steps=25, batch=8, count=64)
+    assert sum(p.numel() for p in resumed.parameters()) > 1e6

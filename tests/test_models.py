@@ -1,0 +1,121 @@
+"""Loading models, and the segmenters."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from selattn_lib.concepts import load_concepts
+from selattn_lib.emoji.scenes import HELD_OUT, compose
+from selattn_lib.heads import cross_attention_heads
+from selattn_lib.models import load_pipeline, model_source
+from selattn_lib.segment import GroundedSAM, load_segmenter
+from selattn_lib.study import generate
+
+
+@pytest.fixture(scope="module")
+def emoji() -> StableDiffusionPipeline:
+    return load_pipeline("emoji-sd", device="cpu")
+
+
+def test_emoji_sd_has_the_layout_of_stable_diffusion_v1(emoji: StableDiffusionPipeline) -> None:
+    heads = cross_attention_heads(emoji)
+    assert len(heads) == 128 and len(heads.layers) == 16
+    assert [sum(layer.place == p for layer in heads) for p in ("down", "mid", "up")] == [6, 1, 9]
+    assert type(emoji.scheduler).__name__ == "PNDMScheduler"
+
+
+def test_the_shipped_weights_fit_in_40_mb() -> None:
+    folder = Path(model_source("emoji-sd"))
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 40e6
+    assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
+
+
+def test_the_unet_has_learned_its_words(emoji: StableDiffusionPipeline) -> None:
+    """The right caption predicts a held-out scene's noise better than no caption."""
+    scenes = [compose(np.random.default_rng([HELD_OUT, 1, i]), [("Animals", w)], f"photo of a {w}")
+              for i, w in enumerate(["bear", "sheep", "zebra", "elephant"] * 4)]  # fmt: skip
+    pixels = np.stack([s.image for s in scenes]) / 255.0
+    with torch.no_grad():
+        clean = emoji.vae.encode(emoji.image_processor.preprocess(pixels)).latent_dist.mode()
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+        t = torch.full((len(scenes),), 600)
+        noised = emoji.scheduler.add_noise(clean, noise, t)
+        target = (
+            emoji.scheduler.alphas_cumprod[600] ** 0.5 * noise
+            - (1 - emoji.scheduler.alphas_cumprod[600]) ** 0.5 * clean
+        )
+        losses = []
+        for captions in ([s.caption for s in scenes], [""] * len(scenes)):
+            text, _ = emoji.encode_prompt(captions, "cpu", 1, False)
+            losses.append(float((emoji.unet(noised, t, text).sample - target).square().mean()))
+    assert losses[0] < 0.97 * losses[1], losses
+
+
+def test_the_segmenter_finds_a_held_out_object_and_refuses_unknown_words() -> None:
+    segment = load_segmenter("emoji-sd")
+    scene = compose(np.random.default_rng([HELD_OUT, 2, 0]), [("Animals", "bear")], "a bear")
+    [mask] = segment([Image.fromarray(scene.image)], ["bear"])
+    assert mask.dtype == bool
+    assert (mask & scene.masks[0]).sum() / (mask | scene.masks[0]).sum() > 0.7
+    with pytest.raises(ValueError, match="griffin"):
+        segment([Image.fromarray(scene.image)], ["griffin"])
+    with pytest.raises(ValueError, match="nosuch"):
+        load_segmenter("nosuch")
+
+
+def test_images_follow_their_seeds(emoji: StableDiffusionPipeline) -> None:
+    one, two = generate(emoji, ["a cat", "a cat"], [1, 2], steps=2, guidance=2)
+    again, _ = generate(emoji, ["a cat", "a cat"], [1, 2], steps=2, guidance=2)
+    assert np.array_equal(one, again) and not np.array_equal(one, two)
+
+
+def test_a_folder_saved_by_diffusers_loads(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    tiny_pipe.save_pretrained(tmp_path)
+    loaded = load_pipeline(tmp_path, device="cpu", dtype=torch.float64)
+    assert loaded.unet.dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["nosuch", "./missing", "a/b/c"])
+def test_what_is_no_model_is_said_to_be_none(name: str) -> None:
+    with pytest.raises(ValueError, match="expected emoji-sd"):
+        model_source(name)
+
+
+def test_an_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="emoji-sd needs neither"):
+        load_pipeline("nobody/nothing")
+
+
+def test_concept_tables() -> None:
+    paper, emoji = load_concepts("paper"), load_concepts("emoji-sd")
+    assert len(paper) == 34 and {len(words) for words in paper.values()} == {10}
+    assert len(emoji) >= 20 and set(emoji) <= set(paper)
+    with pytest.raises(ValueError, match="nosuch"):
+        load_concepts("nosuch")
+
+
+def test_concepts_come_from_a_file_too(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("Pets: [dog, cat]\n")
+    assert load_concepts(path) == {"Pets": ["dog", "cat"]}
+    path.write_text("Pets: dog\n")
+    with pytest.raises(ValueError, match="list of words"):
+        load_concepts(path)
+
+
+def test_grounded_sam_runs_on_the_real_classes(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    detector, sam = tiny_grounded_sam(tmp_path)
+    find = GroundedSAM(detector=detector, segmenter=sam, box_threshold=0.0)
+    picture = Image.fromarray(np.zeros((48, 64, 3), np.uint8))
+    [mask] = find([picture], ["bear"])
+    assert mask.shape == (48, 64) and mask.dtype == bool
+    find.box_threshold = 1.1
+    [none] = find([picture], ["bear"])
+    assert not none.any(), "no detection is an empty mask"

@@ -1,0 +1,104 @@
+"""Studies: validation in sentences, resuming, and the same bits whatever the order of work."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from selattn_lib.study import DiagnosisStudy, KnownTruthStudy, RelevanceStudy, Study, check_selection
+
+
+@pytest.fixture(autouse=True)
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SELATTN_RUNS", str(tmp_path))
+    return tmp_path
+
+
+def small(**fields) -> Study:
+    return Study(**{"words": ["bear", "cat"], "seeds": 2, "steps": 2, "batch": 2, **fields})
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"model": "nosuch"}, "no model 'nosuch'"),
+        ({"concept": "Nosuch"}, "no concept 'Nosuch'"),
+        ({"seeds": 0}, "seeds=0"),
+        ({"steps": 0}, "steps=0"),
+        ({"guidance": 0.5}, "guidance=0.5"),
+        ({"template": "photo"}, "{word}"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_a_bad_field_is_named_in_one_sentence(fields: dict, said: str) -> None:
+    with pytest.raises(ValueError) as error:
+        Study(**fields)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("heads, thresholds", [(0, [0.5]), (500, [0.5]), (True, [0.5]), (30, [1.5]), (30, [])])
+def test_a_bad_selection_is_refused(heads: int, thresholds: list[float]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        check_selection(heads, thresholds)
+
+
+def test_the_paper_benchmark_is_the_default() -> None:
+    study = Study()
+    assert study.size == 100 and study.words[0] == "bear" and study.words[-1] == "zebra"
+    assert study.units()[11] == {"prompt": "photo of a bird", "subject": "bird", "seed": 1}
+
+
+def test_every_field_that_decides_bits_decides_the_folder() -> None:
+    folders = {small().folder, small(steps=3).folder, small(batch=1).folder, small(words=["bear"]).folder}
+    assert len(folders) == 4 and small().folder == small().folder
+
+
+def test_an_interrupted_study_ends_as_an_unbroken_one(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = small().run()
+    assert dict(whole.sizes)["image"] == 4 and whole.truth.dtype == bool and whole.image_rgb.dtype == np.uint8
+    assert whole["maps_16x16"].dtype == np.float16 and len(whole["head_16x16"]) == 40
+
+    monkeypatch.setenv("SELATTN_RUNS", str(runs / "again"))
+    stopped = small()
+    compute, batches = Study.compute, []
+
+    def failing(self: Study, units: range):
+        batches.append(list(units))
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+        return compute(self, units)
+
+    monkeypatch.setattr(Study, "compute", failing)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    resumed = small().run()
+    assert batches == [[0, 1], [2, 3], [2, 3]]
+    assert resumed.identical(whole)
+    small().run()
+    assert len(batches) == 3, "a complete study computes nothing"
+
+
+def test_known_truth_needs_no_sampling_and_knows_its_masks() -> None:
+    found = KnownTruthStudy(scenes=4, batch=2, timesteps=(100, 500)).run()
+    assert found.subject.values.tolist() == ["bear", "bird", "cat", "cow"]
+    assert 0.05 < found.truth.values.mean() < 0.7
+    assert 0 < float(found["maps_16x16"].max()) <= 1
+
+
+def test_diagnosis_has_a_mask_for_each_meaning() -> None:
+    found = DiagnosisStudy(seeds=2, steps=2, batch=2).run()
+    assert {"truth_Animals", "truth_Electronics"} <= set(found.data_vars)
+    with pytest.raises(ValueError, match="rat"):
+        DiagnosisStudy(word="rat")
+
+
+def test_relevance_does_not_depend_on_the_batch_and_splits_in_halves() -> None:
+    study = RelevanceStudy(images=4, steps=2, batch=2)
+    relevance = study.run()
+    assert relevance.scores.sizes["head"] == 128
+    voted = relevance.scores.sum("head").values
+    np.testing.assert_allclose(voted[voted > 0], 128)
+    votes = study.counts()
+    assert votes.sizes["image"] == 4
+    assert (votes.sum("concept") == votes.sum("concept").max()).all(), "one vote a call and head"
+    assert len(set(study.prompts())) == 4
