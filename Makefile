@@ -28,6 +28,7 @@ book: env  ## run the notebooks that changed, build the book, print where it is
 notebooks: env  ## re-execute the committed notebooks in place (only if all succeed)
 	$(BIN)/selattn run $(NOTEBOOKS) --out runs/notebooks
 	$(BIN)/selattn stabilise $(NOTEBOOKS:notebooks/%=runs/notebooks/%) --out notebooks
+	$(BIN)/python -m selattn_lib.emoji.report book/_static/figure_one.png
 
 lab: env  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

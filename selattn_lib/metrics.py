@@ -157,7 +157,10 @@ def attention_on(
             chosen = np.flatnonzero(mask.mean(axis=(1, 2)) >= least)
             if len(chosen):
                 heats = (heatmap(results, heads, image=int(n)).values for n in chosen)
-                shares = [heat[mask[n]].mean() / heat.mean() for n, heat in zip(chosen, heats, strict=True)]
+                shares = [
+                    heat[mask[n]].mean() / heat.mean() if heat.any() else 1.0
+                    for n, heat in zip(chosen, heats, strict=True)
+                ]
                 table[i, j] = *mean_iou(shares), len(chosen)
     coords = {"heads": list(sets), "mask": list(masks), "statistic": ["mean", "low", "high", "images"]}
     return xr.DataArray(table, coords, dims=("heads", "mask", "statistic"))

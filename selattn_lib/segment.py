@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -77,15 +77,16 @@ class GroundedSAM:
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, SamModel, SamProcessor
 
         self.box_threshold, self.device = box_threshold, device
-        self.detector = AutoModelForZeroShotObjectDetection.from_pretrained(detector).to(device).eval()
+        weights: Any = {"dtype": torch.float32, "use_safetensors": True}
+        self.detector = AutoModelForZeroShotObjectDetection.from_pretrained(detector, **weights).to(device).eval()
         self.detector_processor = AutoProcessor.from_pretrained(detector)
-        self.segmenter = SamModel.from_pretrained(segmenter).to(device).eval()
+        self.segmenter = SamModel.from_pretrained(segmenter, **weights).to(device).eval()
         self.segmenter_processor = SamProcessor.from_pretrained(segmenter)
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], phrases: Sequence[str]) -> list[np.ndarray]:
         masks = []
-        for image, phrase in zip(images, phrases, strict=True):
+        for image, phrase in zip([image.convert("RGB") for image in images], phrases, strict=True):
             box = self._box(image, phrase)
             masks.append(np.zeros((image.height, image.width), bool) if box is None else self._mask(image, box))
         return masks
@@ -100,9 +101,9 @@ class GroundedSAM:
         return found["boxes"][found["scores"].argmax()].tolist() if len(found["boxes"]) else None
 
     def _mask(self, image: Image.Image, box: list[float]) -> np.ndarray:
-        inputs = self.segmenter_processor(image, input_boxes=[[box]], return_tensors="pt").to(self.device)
-        out = self.segmenter(**inputs, multimask_output=False)
-        masks = self.segmenter_processor.image_processor.post_process_masks(
+        inputs = self.segmenter_processor(image, input_boxes=[[box]], return_tensors="pt")
+        out = self.segmenter(**inputs.to(self.device, torch.float32), multimask_output=False)
+        masks = self.segmenter_processor.post_process_masks(
             out.pred_masks.cpu(), inputs["original_sizes"].cpu(), inputs["reshaped_input_sizes"].cpu()
         )
         return masks[0][0, 0].numpy()

@@ -307,7 +307,7 @@ class KnownTruthStudy(_Benchmark):
             for i, u in zip(units, chosen, strict=True)
         ]
         pictures = np.stack([scene.image for scene in scenes])
-        clean = pipe.vae.encode(pipe.image_processor.preprocess(pictures / 255.0)).latent_dist.mode()
+        clean = pipe.vae.encode(pipe.image_processor.preprocess(pictures.astype(np.float32) / 255)).latent_dist.mode()
         clean = (clean * pipe.vae.config.scaling_factor).repeat_interleave(len(times), 0)
         draws = [torch.Generator().manual_seed(int(i)) for i in units]
         noise = torch.cat([torch.randn((len(times), *clean.shape[1:]), generator=g) for g in draws])
@@ -324,7 +324,7 @@ class KnownTruthStudy(_Benchmark):
 class RelevanceStudy(Stored):
     """Head relevance vectors (Eq. 3) of `concepts`, counted while `images` varied prompts are generated."""
 
-    images: int = Field(default=200, ge=2)
+    images: int = Field(default=120, ge=2)
     steps: int = Field(default=50, ge=1, le=1000)
     guidance: float = Field(default=7.5, ge=1)
     seed: int = 0

@@ -12,6 +12,7 @@ import xarray as xr
 from PIL import Image
 
 from selattn_lib import figures
+from selattn_lib.metrics import centred_disc, mean_iou
 
 LAYERS = [("down", i) for i in range(6)] + [("mid", 0)] + [("up", i) for i in range(9)]
 NAMES = [f"{place}, layer: {layer}, head: {head}" for place, layer in LAYERS for head in range(8)]
@@ -170,6 +171,69 @@ def test_iou_table_keeps_our_numbers_and_the_papers_apart():
         figures.iou_table({"a": [(0, 0, 0)] * 2}, [0.3], model="m", n_images=1, baselines={})
 
 
+@pytest.fixture
+def benchmark() -> tuple[dict[str, xr.DataArray], xr.Dataset]:
+    """IoUs of two methods at two thresholds, one of them not the paper's, and the study they come from."""
+    subjects = np.repeat(["bear", "cat", "cow"], 4)
+    truth = np.stack([centred_disc(20, 30, 6)] * 12)
+    study = xr.Dataset(
+        {"truth": (("image", "y", "x"), truth)},
+        {"subject": ("image", subjects)},
+        attrs={"model": "emoji-sd", "concept": "Animals"},
+    )
+    values = np.repeat(np.random.default_rng(0).random((3, 2)), 4, axis=0)
+    first = xr.DataArray(values, dims=("image", "threshold"), coords={"threshold": [0.3, 0.35]})
+    return {"top 30 heads": first, "heads of my own": first / 2}, study
+
+
+def test_benchmark_table_has_intervals_by_subject_and_baselines(benchmark):
+    ious, study = benchmark
+    table = figures.benchmark_table(ious, study)
+    measured, interval, _ = table.columns
+    assert measured == "mean IoU measured: emoji-sd, 12 images"
+    for name, threshold in [("top 30 heads", 0.3), ("heads of my own", 0.35)]:
+        mean, low, high = mean_iou(ious[name].sel(threshold=threshold), study["subject"].values)
+        assert table.loc[(f"{threshold}", name), measured] == f"{mean:.3f}"
+        assert table.loc[(f"{threshold}", name), interval] == f"[{low:.3f}, {high:.3f}]"
+    assert table.loc[("any", "centred disc, radius 6"), measured] == "1.000"
+    share = study["truth"].values.mean()
+    assert table.loc[("any", "full frame")].tolist() == [f"{share:.3f}", f"[{share:.3f}, {share:.3f}]", ""]
+
+
+def test_benchmark_table_prints_the_papers_numbers_only_where_it_has_some(benchmark):
+    ious, study = benchmark
+    paper = figures.benchmark_table(ious, study).iloc[:, 2]
+    assert paper["0.3", "top 30 heads"] == "0.7698"
+    assert set(paper.drop(("0.3", "top 30 heads"))) == {""}, "another threshold, other heads, baselines"
+    without = [
+        figures.benchmark_table(ious, study, paper=False),
+        figures.benchmark_table(ious, study.assign_attrs(concept="Colors")),
+        figures.benchmark_table({"heads of my own": ious["heads of my own"]}, study),
+    ]
+    assert not any("paper" in column for table in without for column in table.columns)
+
+
+def test_contact_sheet_holds_every_picture_with_its_label():
+    images = np.stack([np.full((16, 16, 3), 30 * i, np.uint8) for i in range(7)])
+    labels = [f"word {i}" for i in range(7)]
+    figure = figures.contact_sheet(images, labels, columns=5, title="Words")
+    assert [decode(image.source)[0, 0, 0] for image in figure.layout.images] == pytest.approx(30 * np.arange(7), abs=3)
+    assert [a.text for a in figure.layout.annotations] == labels and figure.layout.title.text == "Words"
+    assert [(image.x, image.y) for image in figure.layout.images[4:6]] == [(4, 0), (0, -1)]
+    for image, label in zip(figure.layout.images, figure.layout.annotations, strict=True):
+        assert image.x < label.x < image.x + image.sizex and label.y == pytest.approx(image.y - image.sizey)
+        assert 0 <= image.x < figure.layout.xaxis.range[1] == 5 and image.y - 1 > figure.layout.yaxis.range[0]
+    with pytest.raises(ValueError, match="6 labels for 7 images"):
+        figures.contact_sheet(images, labels[:6])
+
+
+def test_training_curve_is_the_loss_over_the_samples():
+    figure = figures.training_curve([0, 1000.4, 2000], np.array([1.0, 0.12346, np.nan]), title="Loss")
+    assert list(figure.data[0].x) == [0, 1000, 2000] and list(figure.data[0].y) == [1, 0.1235, None]
+    assert figure.layout.yaxis.type == "log" and figure.layout.xaxis.type != "log"
+    assert figure.layout.xaxis.title.text == "training samples seen" and "Loss" in texts(figure)
+
+
 def test_every_figure_follows_the_page(relevance):
     made = [
         figures.relevance_matrix(relevance),
@@ -177,6 +241,8 @@ def test_every_figure_follows_the_page(relevance):
         figures.iou_by_k({"a": np.zeros(5)}),
         figures.rank_stability(np.arange(128), np.arange(128)),
         figures.overlay_grid(np.zeros((1, 8, 8, 3), np.uint8), {"a": np.zeros((1, 8, 8))}),
+        figures.contact_sheet(np.zeros((1, 8, 8, 3), np.uint8), ["a"]),
+        figures.training_curve(np.arange(3), np.ones(3)),
     ]
     for figure in made:
         assert figure.layout.template.layout.paper_bgcolor == "rgba(0,0,0,0)"

@@ -7,6 +7,8 @@ from hypothesis.extra.numpy import arrays
 
 from selattn_lib.aggregate import heatmap
 from selattn_lib.metrics import (
+    attention_on,
+    band,
     best_disc,
     centred_disc,
     full_frame,
@@ -141,3 +143,38 @@ def test_curves_equal_scoring_each_k(results):
     assert curves.dims == ("image", "k", "threshold") and curves.shape == (2, 9, 2)
     for k in (1, 4, 9):
         np.testing.assert_allclose(curves.sel(k=k), study_ious(results, order[:k], (0.3, 0.5)), atol=2 / (64 * 128))
+
+
+def test_a_band_is_the_mean_and_its_interval_at_each_k():
+    rng = np.random.default_rng(0)
+    subjects = np.repeat(["bear", "cat", "cow", "dog"], 5)
+    values = np.repeat(rng.random((4, 3)), 5, axis=0) + rng.normal(0, 0.01, (20, 3))
+    curves = xr.DataArray(values, dims=("image", "k"), coords={"k": [1, 2, 3], "subject": ("image", subjects)})
+    drawn = band(curves)
+    np.testing.assert_allclose(drawn, [mean_iou(values[:, k], subjects, draws=1000) for k in range(3)])
+    alone = band(curves.drop_vars("subject"))
+    np.testing.assert_allclose(alone[:, 0], values.mean(axis=0))
+    assert (np.diff(drawn[:, 1:]) > 1.5 * np.diff(alone[:, 1:])).all(), "images of one subject are alike"
+
+
+def test_attention_on_a_mask():
+    rng = np.random.default_rng(0)
+    object_mask = np.zeros((4, 64, 64), bool)
+    object_mask[:3, 8:24, 8:40] = True  # an eighth of the picture
+    object_mask[3, :4, :5] = True  # less than a hundredth of it
+    heads = np.stack([object_mask, rng.random((4, 64, 64))], axis=1).astype(np.float32)
+    native = xr.Dataset(
+        {"maps_64x64": (("image", "word", "head_64x64", "y_64x64", "x_64x64"), heads[:, None])},
+        {"word": ["bear"], "head_64x64": [0, 1]},
+        attrs={"height": 64, "width": 64},
+    )
+    masks = {"object": object_mask, "rest": ~object_mask, "nothing": object_mask & False}
+    found = attention_on(native, {"on it": [0], "anywhere": [1]}, masks)
+    assert found.sel(heads="on it", mask="object").values.tolist() == pytest.approx([8, 8, 8, 3])
+    assert found.sel(heads="on it", mask="rest").values.tolist() == pytest.approx([0, 0, 0, 4])
+    anywhere = found.sel(heads="anywhere", mask=["object", "rest"])
+    np.testing.assert_allclose(anywhere.sel(statistic=["mean", "low", "high"]), 1, atol=0.05)
+    assert np.isnan(found.sel(mask="nothing")).all()
+    everything = attention_on(native, {"on it": [0]}, masks, least=0.001).sel(heads="on it", mask="object")
+    assert everything.sel(statistic="images") == 4
+    assert everything.sel(statistic="mean") == pytest.approx((3 * 8 + 64 * 64 / 20) / 4)

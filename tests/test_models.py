@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from tiny_sam import tiny_grounded_sam
 
 from selattn_lib.concepts import load_concepts
 from selattn_lib.emoji.scenes import HELD_OUT, compose
@@ -38,7 +39,7 @@ def test_the_unet_has_learned_its_words(emoji: StableDiffusionPipeline) -> None:
     """The right caption predicts a held-out scene's noise better than no caption."""
     scenes = [compose(np.random.default_rng([HELD_OUT, 1, i]), [("Animals", w)], f"photo of a {w}")
               for i, w in enumerate(["bear", "sheep", "zebra", "elephant"] * 4)]  # fmt: skip
-    pixels = np.stack([s.image for s in scenes]) / 255.0
+    pixels = np.stack([s.image for s in scenes]).astype(np.float32) / 255
     with torch.no_grad():
         clean = emoji.vae.encode(emoji.image_processor.preprocess(pixels)).latent_dist.mode()
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
@@ -109,13 +110,53 @@ def test_concepts_come_from_a_file_too(tmp_path: Path) -> None:
         load_concepts(path)
 
 
-def test_grounded_sam_runs_on_the_real_classes(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
-    detector, sam = tiny_grounded_sam(tmp_path)
-    find = GroundedSAM(detector=detector, segmenter=sam, box_threshold=0.0)
-    picture = Image.fromarray(np.zeros((48, 64, 3), np.uint8))
-    [mask] = find([picture], ["bear"])
-    assert mask.shape == (48, 64) and mask.dtype == bool
-    find.box_threshold = 1.1
-    [none] = find([picture], ["bear"])
-    assert not none.any(), "no detection is an empty mask"
+@pytest.fixture(scope="module")
+def grounded_sam(tmp_path_factory: pytest.TempPathFactory) -> GroundedSAM:
+    detector, segmenter = tiny_grounded_sam(tmp_path_factory.mktemp("grounded_sam"))
+    return GroundedSAM(detector=detector, segmenter=segmenter)
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 80, 3)).astype(np.uint8))
+
+
+def test_grounded_sam_draws_a_mask_of_the_pictures_size(grounded_sam: GroundedSAM, picture: Image.Image) -> None:
+    grounded_sam.box_threshold = 0.0
+    masks = grounded_sam([picture, picture.convert("L").rotate(90, expand=True)], ["Bear", "cat"])
+    assert [mask.shape for mask in masks] == [(40, 80), (80, 40)]
+    assert all(mask.dtype == bool and 0 < mask.mean() < 1 for mask in masks)
+
+
+def test_grounded_sam_without_a_detection_gives_an_empty_mask(grounded_sam: GroundedSAM, picture: Image.Image) -> None:
+    grounded_sam.box_threshold = 1.0
+    [mask] = grounded_sam([picture], ["bear"])
+    assert mask.shape == (40, 80) and mask.dtype == bool and not mask.any()
+
+
+def test_grounded_sam_segments_the_box_of_the_highest_score(grounded_sam: GroundedSAM, picture: Image.Image) -> None:
+    found, boxes, drawn = [], [], []  # what the detector gives, what the segmenter is given, what it gives
+
+    def note(_, args, kwargs, out) -> None:
+        boxes.append(kwargs["input_boxes"].flatten().tolist())
+        drawn.append(out.pred_masks.shape)
+
+    hooks = [
+        grounded_sam.detector.register_forward_hook(lambda _, args, out: found.append(out)),
+        grounded_sam.segmenter.register_forward_hook(note, with_kwargs=True),
+    ]
+    grounded_sam.box_threshold = 0.0
+    [several] = grounded_sam([picture], ["bear"])
+    scores = found[0].logits[0].sigmoid().amax(dim=-1)
+    best, second = scores.topk(2).values.tolist()
+    grounded_sam.box_threshold = (best + second) / 2
+    [one] = grounded_sam([picture], ["bear"])
+    for hook in hooks:
+        hook.remove()
+
+    x, y, width, height = found[0].pred_boxes[0, scores.argmax()].tolist()
+    corners = np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
+    in_the_resized_picture = corners * [64, 32, 64, 32]  # the tiny SAM sees 40 x 80 pixels as 32 x 64
+    np.testing.assert_allclose(boxes, [in_the_resized_picture] * 2, atol=1e-3)
+    assert np.array_equal(several, one)
+    assert drawn == [(1, 1, 1, 16, 16)] * 2, "the single mask, not the first of three guesses"

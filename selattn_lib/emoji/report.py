@@ -1,5 +1,7 @@
-"""What the book says of `emoji-sd`, measured: sizes, training curve, word nearness, the segmenter's IoU."""
+"""What the book says of `emoji-sd`, measured: sizes, training curve, word nearness, the segmenter's IoU; and its
+first figure."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,13 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors import safe_open
 
+from ..aggregate import heatmap
 from ..concepts import load_concepts
+from ..figures import overlay
 from ..metrics import iou, mean_iou
 from ..models import EMBEDDED, model_source
 from ..segment import load_segmenter
+from ..study import RelevanceStudy, Study
 from .scenes import HELD_OUT, compose
 from .segmenter import through
 
@@ -33,7 +38,7 @@ def sizes() -> dict[str, tuple[int, float]]:
 def training_curve() -> tuple[np.ndarray, np.ndarray]:
     """(samples seen, smoothed loss) as logged in training."""
     table = np.loadtxt(WEIGHTS / "training.csv", delimiter=",")
-    return table[:, 0], table[:, 1]
+    return table[:, 1], table[:, 2]
 
 
 def word_nearness(pipe: Any) -> tuple[float, float, float]:
@@ -63,3 +68,24 @@ def segmenter_iou(count: int = 100) -> tuple[float, float, float, int]:
     masks = load_segmenter(EMBEDDED)(seen, [s.concepts[0] for s in scenes])
     ious = [iou(mask, s.masks[0]) for mask, s in zip(masks, scenes, strict=True)]
     return *mean_iou(ious), len(ious)
+
+
+def figure_one(path: str | Path) -> None:
+    """Draw the intro's figure: seed 0 of the benchmark's first four words, each as picture, DAAM and top 30 heads."""
+    study = Study()
+    results, order = study.run(), RelevanceStudy().run()
+    panels = []
+    for word in range(4):
+        image = word * study.seeds
+        picture, truth = results.image_rgb.values[image], results.truth.values[image]
+        panels.append(overlay(picture, None))
+        for heads in ("all", order.top("Animals", 30)):
+            heat = heatmap(results, heads, image=image).values
+            panels.append(overlay(picture, heat, threshold=0.4, truth=truth))
+    gap = np.full((panels[0].shape[0], 8, 3), 255, np.uint8)
+    rows = [np.hstack([p for panel in panels[i : i + 6] for p in (panel, gap)][:-1]) for i in (0, 6)]
+    Image.fromarray(np.vstack([rows[0], np.full((8, *rows[0].shape[1:]), 255, np.uint8), rows[1]])).save(path)
+
+
+if __name__ == "__main__":
+    figure_one(sys.argv[1])

@@ -48,7 +48,7 @@ def through(vae: AutoencoderKL, images: np.ndarray) -> np.ndarray:
 
 
 def train_segmenter(
-    work: Path, weights: Path, steps: int = 3000, batch: int = 16, count: int = 4000, seed: int = 4
+    work: Path, weights: Path, steps: int = 1200, batch: int = 16, count: int = 4000, seed: int = 4
 ) -> SegformerForSemanticSegmentation:
     """Cross-entropy on scenes, three quarters of them through the autoencoder, blurred and recoloured at random."""
     torch.manual_seed(seed)

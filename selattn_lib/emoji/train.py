@@ -1,7 +1,14 @@
-"""The recipe of `emoji-sd`: autoencoder, text encoder, UNet, segmenter, each resumed from its last checkpoint."""
+"""The recipe of `emoji-sd`: autoencoder, text encoder, UNet, segmenter, each resumed from its last checkpoint.
 
+    python -m selattn_lib.emoji.train all
+
+On a CPU every process should have one core and one thread (OMP_NUM_THREADS=1): `torchrun --nproc-per-node 2 -m
+selattn_lib.emoji.train unet` trains the UNet on two.
+"""
+
+import argparse
 import os
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +86,7 @@ class LatentBasis(nn.Module):
         return F.conv2d(blocks(images), self.matrix[:, :, None, None], -self.offset)
 
 
-def train_autoencoder(work: Path, weights: Path, steps: int = 4000, batch: int = 16, seed: int = 1) -> AutoencoderKL:
+def train_autoencoder(work: Path, weights: Path, steps: int = 1100, batch: int = 16, seed: int = 1) -> AutoencoderKL:
     """The encoder learns the basis, the decoder to draw from (slightly noisy) latents; L1 on pixels and gradients."""
     torch.manual_seed(seed)
     vae = new_autoencoder()
@@ -168,7 +175,7 @@ class PlainAttention:
         return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
 
-def train_unet(work: Path, weights: Path, steps: int, batch: int = 16, count: int = 14_000, seed: int = 3):
+def train_unet(work: Path, weights: Path, steps: int = 2800, batch: int = 16, count: int = 14_000, seed: int = 3):
     """Predict v from noised latents and captions, 10 % of them dropped; constant learning rate, then linearly to 0
     over the last 30 % of `steps`; the average of the weights (EMA) is what ships. Under `torchrun` each process
     trains on its own scenes and gradients are averaged."""
@@ -189,16 +196,17 @@ def train_unet(work: Path, weights: Path, steps: int, batch: int = 16, count: in
     unet.set_attn_processor(PlainAttention())
     ema.load_state_dict(unet.state_dict())
     matrices, others = split_parameters(unet)
-    muon, adam = (
-        Muon(matrices, lr=1e-3),
-        torch.optim.AdamW(others, lr=1e-3, betas=(0.9, 0.98), weight_decay=0),
-    )
+    muon = Muon(matrices, lr=1e-3)
+    adam = torch.optim.AdamW(others, lr=1e-3, betas=(0.9, 0.98), weight_decay=0)
     checkpoint = Checkpoint(work / "unet.pt", unet=unet, ema=ema, muon=muon, adam=adam)
     start = checkpoint.load()
     model = DistributedDataParallel(unet) if world > 1 else unet
     alphas = new_scheduler().alphas_cumprod
-    log = (work / "unet.csv").open("a") if rank == 0 else None
-    running = 1.0
+    log = work / "unet.csv"  # step, samples seen so far, smoothed loss
+    logged = [line for line in _lines(log) if int(line.split(",")[0]) < start]
+    seen, running = (float(n) for n in logged[-1].split(",")[1:]) if logged else (0, 1.0)
+    if rank == 0:
+        log.write_text("".join(logged))
     bar = tqdm(range(start, steps), initial=start, total=steps, desc="unet", disable=rank > 0, mininterval=5)
     for step in bar:
         draw = torch.Generator().manual_seed(hash((seed, rank, step)))
@@ -221,15 +229,21 @@ def train_unet(work: Path, weights: Path, steps: int, batch: int = 16, count: in
         with torch.no_grad():
             decay = min(0.999, (step + 1) / (step + 10))
             torch._foreach_lerp_(list(ema.parameters()), list(unet.parameters()), 1 - decay)
-        running += (loss.item() - running) * max(0.01, 1 / (step - start + 1))
+        seen += batch * world
+        running += (loss.item() - running) * max(0.01, 1 / (step + 1))
         if rank == 0:
             if step % 20 == 0:
-                print(f"{step * batch * world},{running:.4f}", file=log, flush=True)
-                bar.set_postfix(loss=f"{running:.4f}", samples=step * batch * world, refresh=False)
+                with log.open("a") as file:
+                    print(f"{step},{seen:.0f},{running:.4f}", file=file)
+                bar.set_postfix(loss=f"{running:.4f}", samples=f"{seen:.0f}", refresh=False)
             checkpoint.save(step + 1, force=step + 1 == steps)
     if world > 1:
         dist.destroy_process_group()
     return ema
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines(keepends=True) if path.exists() else []
 
 
 def _latents(work: Path, seed: int, rank: int, count: int) -> tuple[torch.Tensor, list[str]]:
@@ -245,7 +259,7 @@ def _latents(work: Path, seed: int, rank: int, count: int) -> tuple[torch.Tensor
 
 
 def export(work: Path, weights: Path) -> None:
-    """Write the pipeline that `StableDiffusionPipeline.from_pretrained` loads, weights in float16."""
+    """Write the pipeline that `StableDiffusionPipeline.from_pretrained` loads, weights in float16, and the curve."""
     unet = new_unet()
     unet.load_state_dict(torch.load(work / "unet.pt", weights_only=True)["ema"])
     tokenizer, encoder = train_text_encoder(weights)
@@ -254,15 +268,24 @@ def export(work: Path, weights: Path) -> None:
         scheduler=new_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipe.to(dtype=torch.float16).save_pretrained(weights)
+    shutil.copy(work / "unet.csv", weights / "training.csv")
+
+
+def main() -> None:
+    """The whole recipe, or one stage of it; started again, each goes on from its last checkpoint."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("stage", choices=["all", "autoencoder", "unet", "segmenter", "export"])
+    parser.add_argument("--work", type=Path, default=Path("runs/training"), help="checkpoints and latents")
+    parser.add_argument("--weights", type=Path, default=Path("runs/emoji-sd"), help="the finished pipeline")
+    parser.add_argument("--steps", type=int, help="of the one stage; default: as shipped")
+    given = parser.parse_args()
+    steps = {} if given.steps is None else {"steps": given.steps}
+    for name, train in (("autoencoder", train_autoencoder), ("unet", train_unet), ("segmenter", train_segmenter)):
+        if given.stage in (name, "all"):
+            train(given.work, given.weights, **steps)
+    if given.stage in ("export", "all"):
+        export(given.work, given.weights)
 
 
 if __name__ == "__main__":
-    import sys
-
-    torch.set_num_threads(1)
-    stage, work, weights, steps = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
-    if stage == "export":
-        export(work, weights)
-    else:
-        stages: list[Callable] = [train_autoencoder, train_unet, train_segmenter]
-        {each.__name__.removeprefix("train_"): each for each in stages}[stage](work, weights, steps)
+    main()

@@ -10,7 +10,7 @@ from torch import nn
 
 def as_tensor(images: np.ndarray) -> torch.Tensor:
     """uint8 (image, y, x, rgb) -> float (image, rgb, y, x) in [-1, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return torch.tensor(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 class Checkpoint:
