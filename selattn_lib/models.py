@@ -1,15 +1,34 @@
 """Names of models to ready pipelines."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
+import diffusers
 import torch
+import transformers
 from diffusers import StableDiffusionPipeline
 
 HUB = {"sd14": "CompVis/stable-diffusion-v1-4", "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
 EMBEDDED = "emoji-sd"
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the loading bars of diffusers and transformers, which would end up as widgets in a notebook."""
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
+
+
+@quietly()
 def load_pipeline(
     name: str | Path = EMBEDDED, *, device: str | None = None, dtype: torch.dtype | None = None
 ) -> StableDiffusionPipeline:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from .models import quietly
+
 
 class Segmenter(Protocol):
     """Images and one phrase each -> one boolean mask (y, x) each, of the image's size; all False if not found."""
@@ -16,6 +18,7 @@ class Segmenter(Protocol):
     def __call__(self, images: Sequence[Image.Image], phrases: Sequence[str]) -> list[np.ndarray]: ...
 
 
+@quietly()
 def load_segmenter(name: str = "emoji-sd", *, device: str = "cpu") -> Segmenter:
     """ "emoji-sd": the shipped segmenter of the embedded world; "grounded-sam": Grounding DINO and SAM from the hub.
 

@@ -267,6 +267,8 @@ def export(work: Path, weights: Path) -> None:
         vae=AutoencoderKL.from_pretrained(weights / "vae"), text_encoder=encoder, tokenizer=tokenizer, unet=unet,
         scheduler=new_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
+    for part in (pipe.vae, pipe.unet):
+        part.register_to_config(_name_or_path="")  # no path of the machine that trained it
     pipe.to(dtype=torch.float16).save_pretrained(weights)
     shutil.copy(work / "unet.csv", weights / "training.csv")
 
