@@ -9,10 +9,12 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from tiny_sam import tiny_grounded_sam
 
+from selattn_lib.capture import capture
 from selattn_lib.concepts import load_concepts
 from selattn_lib.emoji.scenes import HELD_OUT, compose
 from selattn_lib.heads import cross_attention_heads
 from selattn_lib.models import load_pipeline, model_source
+from selattn_lib.relevance import load_hrv
 from selattn_lib.segment import GroundedSAM, load_segmenter
 from selattn_lib.study import generate
 
@@ -66,6 +68,15 @@ def test_the_segmenter_finds_a_held_out_object_and_refuses_unknown_words() -> No
         segment([Image.fromarray(scene.image)], ["griffin"])
     with pytest.raises(ValueError, match="nosuch"):
         load_segmenter("nosuch")
+
+
+def test_the_first_lines_of_the_readme(emoji: StableDiffusionPipeline) -> None:
+    with capture(emoji, words=["bear"]) as maps:
+        emoji("photo of a bear", num_inference_steps=2)
+    relevance = load_hrv("emoji-sd")
+    assert relevance.scores["concept"].values.tolist() == list(load_concepts("emoji-sd"))
+    heat = maps.heatmap("bear", heads=relevance.top("Animals", 30))
+    assert heat.shape == (128, 128) and float(heat.min()) == 0 and float(heat.max()) == 1
 
 
 def test_images_follow_their_seeds(emoji: StableDiffusionPipeline) -> None:

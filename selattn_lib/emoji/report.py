@@ -87,5 +87,6 @@ def figure_one(path: str | Path) -> None:
     Image.fromarray(np.vstack([rows[0], np.full((8, *rows[0].shape[1:]), 255, np.uint8), rows[1]])).save(path)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # what ships beside the notebooks: the head relevance and the first page's figure
+    RelevanceStudy().run().save(WEIGHTS.parent / "hrv.npz")
     figure_one(sys.argv[1])
