@@ -5,6 +5,7 @@ from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+from tqdm import tqdm
 
 from .art import glyphs, load_art
 
@@ -99,6 +100,11 @@ def compose(rng: np.random.Generator, words: list[tuple[str, str]] | None = None
         caption = _describe(rng, words, where, mood, size_word)
     concepts, names = zip(*words, strict=True)
     return Scene(image, caption, names, concepts, masks)
+
+
+def compose_many(count: int, *seed: int) -> list[Scene]:
+    """`count` scenes, with a progress bar; scene i depends on (*seed, i) alone."""
+    return [compose(np.random.default_rng([*seed, i])) for i in tqdm(range(count), desc="composing scenes")]
 
 
 def _cast(rng: np.random.Generator) -> tuple[list[tuple[str, str]], str | None]:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from .art import glyphs
-from .scenes import Scene, compose
+from .scenes import Scene, compose_many
 from .training import Checkpoint, Muon, as_tensor, set_rate, split_parameters
 
 CLASSES = ["background", *glyphs()]
@@ -48,7 +48,7 @@ def through(vae: AutoencoderKL, images: np.ndarray) -> np.ndarray:
 
 
 def train_segmenter(
-    work: Path, weights: Path, steps: int = 1200, batch: int = 16, count: int = 4000, seed: int = 4
+    work: Path, weights: Path, steps: int = 850, batch: int = 16, count: int = 4000, seed: int = 4
 ) -> SegformerForSemanticSegmentation:
     """Cross-entropy on scenes, three quarters of them through the autoencoder, blurred and recoloured at random."""
     torch.manual_seed(seed)
@@ -60,7 +60,7 @@ def train_segmenter(
     path = work / "segmenter_scenes.npz"
     if start < steps and not path.exists():
         vae = AutoencoderKL.from_pretrained(weights / "vae")
-        found = [compose(np.random.default_rng([seed, i])) for i in tqdm(range(count), desc="composing scenes")]
+        found = compose_many(count, seed)
         images = np.stack([s.image for s in found])
         images[: 3 * count // 4] = through(vae, images[: 3 * count // 4])
         np.savez(path, images=images, labels=np.stack([class_map(s) for s in found]).astype(np.uint8))

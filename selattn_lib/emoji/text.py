@@ -5,7 +5,6 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
 from ..concepts import load_concepts
 from .art import glyphs
-from .scenes import NOUN, compose
+from .scenes import NOUN, compose_many
 
 WIDTH, LENGTH = 128, 20  # text embedding width, tokens a prompt
 
@@ -72,7 +71,7 @@ def train_text_encoder(folder: Path, steps: int = 1200, batch: int = 64, seed: i
             folder / "text_encoder"
         )
     torch.manual_seed(seed)
-    captions = [compose(np.random.default_rng([seed, i])).caption for i in tqdm(range(8000), desc="captions")]
+    captions = [scene.caption for scene in compose_many(8000, seed)]
     captions += [f"{w}" for ws in load_concepts("emoji-sd").values() for w in ws]
     words = vocabulary(captions)
     tokenizer = new_tokenizer(words)

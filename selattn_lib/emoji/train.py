@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from .scenes import Scene, compose
+from .scenes import compose_many
 from .segmenter import train_segmenter
 from .text import WIDTH, train_text_encoder
 from .training import Checkpoint, Muon, as_tensor, set_rate, split_parameters
@@ -28,11 +28,6 @@ from .training import Checkpoint, Muon, as_tensor, set_rate, split_parameters
 RGB = 3  # the first latent channels are the mean colour of each 8 x 8 block
 LATENT_CHANNELS = 8  # the others, the principal components of what is left of the blocks
 RESIDUAL_STD = 0.6  # their standard deviation, below the colours' 1: coarse before fine in the diffusion
-
-
-def scenes(seed: int, count: int) -> list[Scene]:
-    """`count` training scenes; scene i depends on (seed, i) alone."""
-    return [compose(np.random.default_rng([seed, i])) for i in tqdm(range(count), desc="composing scenes")]
 
 
 def new_autoencoder() -> AutoencoderKL:
@@ -96,7 +91,7 @@ def train_autoencoder(work: Path, weights: Path, steps: int = 1100, batch: int =
     adam = torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.98), weight_decay=0)
     checkpoint = Checkpoint(work / "autoencoder.pt", vae=vae, muon=muon, adam=adam)
     start = checkpoint.load()
-    images = np.stack([s.image for s in scenes(seed, 6000)]) if start < steps else np.zeros(0)
+    images = np.stack([s.image for s in compose_many(6000, seed)]) if start < steps else np.zeros(0)
     bar = tqdm(range(start, steps), initial=start, total=steps, desc="autoencoder", mininterval=5)
     for step in bar:
         rng = np.random.default_rng([seed, step])
@@ -129,7 +124,7 @@ def latent_basis(work: Path) -> LatentBasis:
     if path.exists():
         basis.load_state_dict(torch.load(path, weights_only=True))
     else:
-        basis = LatentBasis.fit(np.stack([s.image for s in scenes(0, 2000)]))
+        basis = LatentBasis.fit(np.stack([s.image for s in compose_many(2000, 0)]))
         torch.save(basis.state_dict(), path)
     return basis
 
@@ -175,7 +170,7 @@ class PlainAttention:
         return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
 
-def train_unet(work: Path, weights: Path, steps: int = 2800, batch: int = 16, count: int = 14_000, seed: int = 3):
+def train_unet(work: Path, weights: Path, steps: int = 2400, batch: int = 16, count: int = 14_000, seed: int = 3):
     """Predict v from noised latents and captions, 10 % of them dropped; constant learning rate, then linearly to 0
     over the last 30 % of `steps`; the average of the weights (EMA) is what ships. Under `torchrun` each process
     trains on its own scenes and gradients are averaged."""
@@ -250,7 +245,7 @@ def _latents(work: Path, seed: int, rank: int, count: int) -> tuple[torch.Tensor
     """Latents (image, channel, y, x) and captions of this process's scenes, made once and kept in `work`."""
     path = work / f"latents_{rank}.pt"
     if not path.exists():
-        found = [compose(np.random.default_rng([seed, rank, i])) for i in tqdm(range(count), desc="composing scenes")]
+        found = compose_many(count, seed, rank)
         basis = latent_basis(work)
         latents = torch.cat([basis(s.image[None]).half() for s in found])
         torch.save({"latents": latents, "captions": [s.caption for s in found]}, path)
@@ -281,6 +276,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=Path("runs/emoji-sd"), help="the finished pipeline")
     parser.add_argument("--steps", type=int, help="of the one stage; default: as shipped")
     given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
     steps = {} if given.steps is None else {"steps": given.steps}
     for name, train in (("autoencoder", train_autoencoder), ("unet", train_unet), ("segmenter", train_segmenter)):
         if given.stage in (name, "all"):
