@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from .relevance import HeadRelevance, load_hrv, score_heads
 from .segment import load_segmenter
 
 GUIDANCE = {EMBEDDED: 3.0}  # where the paper's 7.5 oversaturates the pictures
+PARTS = ("text_encoder", "unet", "vae")  # of a model, whose weights decide a study
 FORMAT = 1  # of the stores; changes when old ones must not be read
 
 
@@ -71,6 +72,8 @@ class Stored(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    judged: ClassVar[bool] = False  # whether a segmenter takes part
+
     model: str = EMBEDDED
     revision: str = ""
     batch: int = Field(default=10, ge=1, description="units computed together; part of the study, as it decides bits")
@@ -91,7 +94,8 @@ class Stored(BaseModel):
         if not fields.get("revision") and Path(source).is_dir():  # local weights may change under one name
             digest = hashlib.sha256()
             for path in sorted(Path(source).glob("*/*.safetensors")):
-                digest.update(path.read_bytes())
+                if path.parent.name in PARTS or (cls.judged and path.parent.name == "segmenter"):
+                    digest.update(path.read_bytes())
             fields = {**fields, "revision": digest.hexdigest()[:12]}
         if "guidance" in cls.model_fields and fields.get("guidance") is None:
             fields = {**fields, "guidance": GUIDANCE.get(model, 7.5)}
@@ -190,6 +194,8 @@ class _Maps(Stored):
 
 class _Generated(_Maps):
     """Units are images drawn by the model, with masks by a segmenter: the model's own by default."""
+
+    judged: ClassVar[bool] = True
 
     seeds: int = Field(default=10, ge=1)
     steps: int = Field(default=50, ge=1, le=1000)
