@@ -1,13 +1,14 @@
 """Plotly figures and tables from plain arrays; nothing here knows how the maps were made.
 
-Every figure function returns a `plotly.graph_objects.Figure` with transparent backgrounds and mid-grey ink,
-readable on a light and on a dark page and at phone width. Numbers are rounded to keep notebooks small.
+Every figure function but `contact_sheet` returns a `plotly.graph_objects.Figure` with transparent backgrounds and
+mid-grey ink, readable on a light and on a dark page and at phone width. Numbers are rounded to keep notebooks small.
 """
 
 import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
+from html import escape
 from textwrap import wrap
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
+from IPython.display import HTML
 from PIL import Image
 from plotly.colors import sequential
 
@@ -444,25 +446,35 @@ def benchmark_table(ious: Mapping[str, xr.DataArray], results: xr.Dataset, *, pa
     )
 
 
-def contact_sheet(images: Any, labels: Sequence[str], *, columns: int = 5, title: str = "") -> go.Figure:
-    """Pictures, uint8 (image, y, x, rgb), in rows of `columns`, each with its label below, as one figure."""
+def contact_sheet(images: Any, labels: Sequence[str], *, columns: int = 5) -> HTML:
+    """Pictures, uint8 (image, y, x, rgb), each with its label below, as HTML: at most `columns` in a row, fewer on a
+    narrow page. Raises ValueError unless there is one label an image."""
     images = np.asarray(images)
     if len(images) != len(labels):
         raise ValueError(f"There are {len(labels)} labels for {len(images)} images; one an image is needed.")
-    rows = -(-len(images) // columns)
-    figure = go.Figure()
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        row, column = divmod(i, columns)
-        place = {"x": column, "y": -row, "xref": "x", "yref": "y"}
-        figure.add_layout_image(source=data_uri(image), sizex=0.96, sizey=0.8, xanchor="left", yanchor="top", **place)
-        text = "<br>".join(wrap(str(label), 18)[:3])
-        figure.add_annotation(
-            {**place, "x": column + 0.48, "y": -row - 0.8},
-            text=text, showarrow=False, yanchor="top", font={"size": 9},
-        )  # fmt: skip
-    figure.update_xaxes(range=[0, columns], visible=False, fixedrange=True)
-    figure.update_yaxes(range=[-rows - 0.05, 0], visible=False, fixedrange=True)
-    return _finish(figure, title, height=40 + 160 * rows, margin={"l": 4, "r": 4, "t": 40 if title else 4, "b": 4})
+    cells = "".join(
+        f'<figure style="margin:0"><img src="{data_uri(image)}" alt="" style="width:100%;display:block">'
+        f'<figcaption style="font-size:.75em;line-height:1.3">{escape(str(label))}</figcaption></figure>'
+        for image, label in zip(images, labels, strict=True)
+    )
+    grid = f"display:grid;gap:.6em;grid-template-columns:repeat(auto-fill,minmax(max(5.5em,{100 // columns - 3}%),1fr))"
+    return HTML(f'<div style="{grid}">{cells}</div>')
+
+
+def similarity_matrix(similarity: xr.DataArray, *, title: str = "") -> go.Figure:
+    """Heat map of cosine similarities, (concept, other_concept) in [-1, 1]."""
+    _expect_dims(similarity, ("concept", "other_concept"), "similarity")
+    names = [str(name) for name in similarity["concept"].values]
+    figure = go.Figure(
+        go.Heatmap(
+            z=_short(similarity.values, 3), x=names, y=names, colorscale="Viridis",
+            colorbar={"thickness": 10, "title": {"text": "cosine", "side": "right"}},
+            hovertemplate="%{y} and %{x}: %{z:.2f}<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_xaxes(tickangle=-60)
+    figure.update_yaxes(autorange="reversed")
+    return _finish(figure, title, height=140 + 18 * len(names))
 
 
 def training_curve(samples: Any, loss: Any, *, title: str = "") -> go.Figure:

@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from .models import quietly
@@ -32,35 +31,38 @@ def load_segmenter(name: str = "emoji-sd", *, device: str = "cpu") -> Segmenter:
 
 
 class EmojiSegmenter:
-    """A SegFormer over the concepts of the embedded world, trained on composed scenes with their exact masks.
+    """A small U-Net over the concepts of the embedded world, trained on composed scenes with their exact masks.
 
     The mask of a word is where its concept is the likeliest class; a word of several concepts takes them all.
     """
 
     def __init__(self, device: str = "cpu") -> None:
-        from transformers import SegformerForSemanticSegmentation
+        from diffusers import UNet2DModel
 
         folder = str(files("selattn_lib.emoji") / "weights" / "segmenter")
-        self.model = SegformerForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+        self.model = UNet2DModel.from_pretrained(folder, torch_dtype=torch.float32).to(device).eval()
         self.device = device
 
     def classes(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """(image, y, x) class number at each pixel: 0 is background, the others as in the model's id2label."""
-        pixels = torch.from_numpy(np.stack([np.asarray(i.convert("RGB")) for i in images]))
-        x = pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1).to(self.device)
+        """(image, y, x) class number at each pixel, an index into `selattn_lib.emoji.segmenter.CLASSES`."""
+        from .emoji.segmenter import logits
+        from .emoji.training import as_tensor
+
+        found = []
         with torch.no_grad():
-            logits = self.model(x).logits
-        full = F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
-        return full.argmax(1).cpu().numpy()
+            for image in images:  # one by one: the mask of an image never depends on its neighbours
+                x = as_tensor(np.asarray(image.convert("RGB"))[None]).to(self.device)
+                found.append(logits(self.model, x)[0].argmax(0).cpu().numpy())
+        return np.stack(found)
 
     def __call__(self, images: Sequence[Image.Image], phrases: Sequence[str]) -> list[np.ndarray]:
         from .emoji.art import glyphs
+        from .emoji.segmenter import CLASSES
 
-        number = {label: int(i) for i, label in self.model.config.id2label.items()}
         known = sorted({word for words in glyphs().values() for word in words})
         masks = []
         for seen, phrase in zip(self.classes(images), phrases, strict=True):
-            wanted = [number[c] for c, words in glyphs().items() if phrase in words or phrase == c]
+            wanted = [CLASSES.index(c) for c, words in glyphs().items() if phrase in words or phrase == c]
             if not wanted:
                 raise ValueError(f"the embedded segmenter knows no {phrase!r}: expected one of {', '.join(known)}")
             masks.append(np.isin(seen, wanted))

@@ -1,5 +1,7 @@
 """The embedded world: its scenes, its art, and a recipe that learns."""
 
+import re
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +9,16 @@ import torch
 
 from selattn_lib.concepts import load_concepts
 from selattn_lib.emoji.art import glyphs, load_art
-from selattn_lib.emoji.scenes import BENCHMARK, SIZE, compose
-from selattn_lib.emoji.segmenter import CLASSES, class_map
+from selattn_lib.emoji.classifier import new_classifier, present
+from selattn_lib.emoji.quality import without_background
+from selattn_lib.emoji.report import concept_similarity
+from selattn_lib.emoji.scenes import AMBIGUOUS, BENCHMARK, SIZE, SIZES, compose, drawings
+from selattn_lib.emoji.segmenter import CLASSES, class_map, jitter, logits, new_segmenter
 from selattn_lib.emoji.text import new_tokenizer, vocabulary
 from selattn_lib.emoji.train import LATENT_CHANNELS, LatentBasis, new_autoencoder, new_unet
 from selattn_lib.emoji.training import Checkpoint, Muon, split_parameters
+from selattn_lib.metrics import iou
+from selattn_lib.models import load_pipeline
 
 
 def scene(*seed: int, **options):
@@ -20,8 +27,10 @@ def scene(*seed: int, **options):
 
 def test_every_glyph_is_in_the_archive_in_at_least_two_styles() -> None:
     art = load_art()
-    names = {name for words in glyphs().values() for glyph_names in words.values() for name in glyph_names}
-    assert {name for name in names if len(art.get(name, [])) < 2} == set()
+    names = {glyph for words in glyphs().values() for glyph in words.values()}
+    assert set(art) == names
+    assert {name for name in names if len(art[name]) < 2} == set()
+    assert sum(len(styles) == 3 for styles in art.values()) > 0.97 * len(names)
 
 
 def test_the_benchmark_and_the_concepts_are_words_of_the_world() -> None:
@@ -29,6 +38,27 @@ def test_the_benchmark_and_the_concepts_are_words_of_the_world() -> None:
     for concept, words in load_concepts("emoji-sd").items():
         if concept in glyphs():
             assert set(words) <= set(glyphs()[concept]), concept
+
+
+def test_twenty_of_the_papers_concepts_are_in_the_world_and_their_common_words_are_said() -> None:
+    paper, ours = load_concepts("paper"), load_concepts("emoji-sd")
+    assert set(ours) <= set(paper)
+    assert sum(len(words) >= 6 for words in ours.values()) >= 20
+    text = (files("selattn_lib") / "data" / "concepts_emoji_sd.yaml").read_text()
+    said = dict(re.findall(r"^(\S[^:\n]*): \[.*\n# - shared: (.*)$", text, re.MULTILINE))
+    for concept, words in ours.items():
+        known = {w.lower() for w in paper[concept]}
+        assert said[concept].split(", ") == [w for w in words if w.lower() in known], concept
+
+
+def test_ambiguous_words_have_two_meanings_and_belong_to_no_concept_list() -> None:
+    for word, planted in AMBIGUOUS.items():
+        assert all((concept, word) in drawings() for concept in planted.concepts)
+        assert all(key in drawings() for key in planted.companions)
+        assert word in planted.caption.split()
+        assert not any(word in words for words in load_concepts("emoji-sd").values())
+    twice = {word for _, word in drawings() if sum(w == word for _, w in drawings()) > 1}
+    assert twice == set(AMBIGUOUS)
 
 
 def test_a_scene_is_its_seed() -> None:
@@ -44,7 +74,7 @@ def test_masks_are_exact_and_disjoint_and_captions_name_the_objects() -> None:
         assert s.masks.shape == (len(s.words), SIZE, SIZE) and s.masks.sum(0).max() <= 1
         assert s.masks[-1].any()
         for word in s.words:
-            assert word in s.caption or "office objects" in s.caption
+            assert word in s.caption or " other " in s.caption
         assert set(np.unique(class_map(s))) <= set(range(len(CLASSES)))
 
 
@@ -52,6 +82,15 @@ def test_objects_sit_off_centre_and_vary_in_size() -> None:
     masks = np.stack([scene(6, i, words=[("Animals", "bear")]).masks[0] for i in range(60)])
     centre = np.array([np.argwhere(mask).mean(0) for mask in masks])
     assert centre.std(0).min() > 8 and masks.mean((1, 2)).std() > 0.04
+
+
+def test_a_caption_of_size_is_true() -> None:
+    scenes = [scene(8, i, words=[("Shape", "circle")]) for i in range(300)]
+    width = {
+        name: [s.masks[0].any(0).sum() / SIZE for s in scenes if f"a {name} circle" in s.caption] for name in SIZES
+    }
+    for name, (low, high) in SIZES.items():
+        assert width[name] and low - 0.03 <= min(width[name]) and max(width[name]) <= high + 0.03, name
 
 
 def test_the_tokenizer_has_one_token_a_word_and_spells_the_rest() -> None:
@@ -98,6 +137,38 @@ def test_the_architectures_are_standard_and_small() -> None:
     matrices, others = split_parameters(unet)
     assert sum(map(torch.numel, matrices)) > 0.95 * sum(p.numel() for p in unet.parameters())
     assert {id(p) for p in matrices}.isdisjoint(map(id, others))
+
+
+def test_judges_have_the_shapes_of_their_labels() -> None:
+    scenes = [scene(9, i) for i in range(3)]
+    x = torch.zeros(3, 3, SIZE, SIZE)
+    assert logits(new_segmenter(), x).shape == (3, len(CLASSES), SIZE, SIZE)
+    keys = list(drawings())
+    labels = present(scenes, keys)
+    assert new_classifier()(x).logits.shape == labels.shape == (3, len(keys))
+    assert [{keys[i] for i in row.nonzero()} for row in labels] == [
+        set(zip(s.concepts, s.words, strict=True)) for s in scenes
+    ]
+    assert jitter(x, np.random.default_rng(0)).shape == x.shape
+
+
+def test_words_of_a_concept_are_nearer_to_each_other_than_to_others() -> None:
+    similarity, nearest = concept_similarity(load_pipeline("emoji-sd"))
+    within = np.diag(similarity)
+    across = similarity.values[~np.eye(len(similarity), dtype=bool)]
+    assert within.mean() > across.mean() + 0.2 and nearest > 0.7
+
+
+def test_background_subtraction_finds_what_was_composed() -> None:
+    found = []
+    for i in range(600):
+        s = scene(10, i, words=[("Animals", BENCHMARK[i % 10])])
+        if (
+            any(f"on a {colour} background" in s.caption for colour in ("blue", "green", "purple"))
+            and " at " not in s.caption
+        ):
+            found.append(iou(without_background(s.image), s.masks[0]))
+    assert len(found) > 10 and np.median(found) > 0.95
 
 
 def test_the_recipe_learns(tmp_path: Path) -> None:

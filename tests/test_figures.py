@@ -215,14 +215,11 @@ def test_benchmark_table_prints_the_papers_numbers_only_where_it_has_some(benchm
 
 def test_contact_sheet_holds_every_picture_with_its_label():
     images = np.stack([np.full((16, 16, 3), 30 * i, np.uint8) for i in range(7)])
-    labels = [f"word {i}" for i in range(7)]
-    figure = figures.contact_sheet(images, labels, columns=5, title="Words")
-    assert [decode(image.source)[0, 0, 0] for image in figure.layout.images] == pytest.approx(30 * np.arange(7), abs=3)
-    assert [a.text for a in figure.layout.annotations] == labels and figure.layout.title.text == "Words"
-    assert [(image.x, image.y) for image in figure.layout.images[4:6]] == [(4, 0), (0, -1)]
-    for image, label in zip(figure.layout.images, figure.layout.annotations, strict=True):
-        assert image.x < label.x < image.x + image.sizex and label.y == pytest.approx(image.y - image.sizey)
-        assert 0 <= image.x < figure.layout.xaxis.range[1] == 5 and image.y - 1 > figure.layout.yaxis.range[0]
+    labels = [f"word <{i}>" for i in range(7)]
+    page = figures.contact_sheet(images, labels, columns=5).data
+    sources, captions = re.findall(r'src="([^"]+)"', page), re.findall(r"<figcaption[^>]*>(.*?)</figcaption>", page)
+    assert [decode(source)[0, 0, 0] for source in sources] == pytest.approx(30 * np.arange(7), abs=3)
+    assert captions == [f"word &lt;{i}&gt;" for i in range(7)]
     with pytest.raises(ValueError, match="6 labels for 7 images"):
         figures.contact_sheet(images, labels[:6])
 
@@ -234,6 +231,16 @@ def test_training_curve_is_the_loss_over_the_samples():
     assert figure.layout.xaxis.title.text == "training samples seen" and "Loss" in texts(figure)
 
 
+def test_similarity_matrix_shows_every_pair():
+    names = ["Animals", "Color"]
+    values = xr.DataArray([[1, 0.25], [-0.5, 1]], {"concept": names}, ("concept", "other_concept"))
+    figure = figures.similarity_matrix(values, title="Near")
+    assert [list(row) for row in figure.data[0].z] == [[1, 0.25], [-0.5, 1]]
+    assert list(figure.data[0].x) == list(figure.data[0].y) == names and "Near" in texts(figure)
+    with pytest.raises(ValueError, match="similarity"):
+        figures.similarity_matrix(values.rename(concept="word"))
+
+
 def test_every_figure_follows_the_page(relevance):
     made = [
         figures.relevance_matrix(relevance),
@@ -241,8 +248,8 @@ def test_every_figure_follows_the_page(relevance):
         figures.iou_by_k({"a": np.zeros(5)}),
         figures.rank_stability(np.arange(128), np.arange(128)),
         figures.overlay_grid(np.zeros((1, 8, 8, 3), np.uint8), {"a": np.zeros((1, 8, 8))}),
-        figures.contact_sheet(np.zeros((1, 8, 8, 3), np.uint8), ["a"]),
         figures.training_curve(np.arange(3), np.ones(3)),
+        figures.similarity_matrix(xr.DataArray(np.eye(2), {"concept": ["a", "b"]}, ("concept", "other_concept"))),
     ]
     for figure in made:
         assert figure.layout.template.layout.paper_bgcolor == "rgba(0,0,0,0)"

@@ -28,8 +28,8 @@ HERE = files("selattn_lib.emoji")
 
 
 @cache
-def glyphs() -> dict[str, dict[str, list[str]]]:
-    """concept -> word -> glyph names, from `glyphs.yaml`."""
+def glyphs() -> dict[str, dict[str, str]]:
+    """concept -> word -> glyph name, from `glyphs.yaml`."""
     return yaml.safe_load((HERE / "glyphs.yaml").read_text())
 
 
@@ -49,7 +49,7 @@ def build(folder: Path, out: Path) -> None:
     """Fetch the pinned npm packages into `folder`, render every glyph in use, and write the archive `out`."""
     import resvg_py  # type: ignore[import-untyped]
 
-    wanted = sorted({g for words in glyphs().values() for names in words.values() for g in names})
+    wanted = sorted({glyph for words in glyphs().values() for glyph in words.values()})
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(out, "w") as archive:
         for set_name, (package, version, _) in SETS.items():

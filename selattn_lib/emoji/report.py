@@ -1,6 +1,6 @@
-"""What the book says of `emoji-sd`, measured: sizes, training curve, word nearness, the segmenter's IoU; and its
-first figure."""
+"""What the book says of `emoji-sd`: sizes, training curve, nearness of words, quality; and its first figure."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,19 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+import xarray as xr
 from PIL import Image
 from safetensors import safe_open
 
 from ..aggregate import heatmap
 from ..concepts import load_concepts
 from ..figures import overlay
-from ..metrics import iou, mean_iou
 from ..models import EMBEDDED, model_source
-from ..segment import load_segmenter
 from ..study import RelevanceStudy, Study
-from .scenes import HELD_OUT, compose
-from .segmenter import through
 
 WEIGHTS = Path(model_source(EMBEDDED))
 
@@ -41,33 +37,33 @@ def training_curve() -> tuple[np.ndarray, np.ndarray]:
     return table[:, 1], table[:, 2]
 
 
-def word_nearness(pipe: Any) -> tuple[float, float, float]:
-    """Cosine similarity of concept words in the text encoder's space, centred: the mean over pairs within a concept and
-    across concepts, and the share of words whose nearest other word is of their own concept."""
-    concepts = [(c, w) for c, words in load_concepts(EMBEDDED).items() for w in words]
+def concept_similarity(pipe: Any) -> tuple[xr.DataArray, float]:
+    """How near words are in the text encoder's space, by the cosine of their embeddings less the mean over all words.
+
+    Returns the mean over pairs of different words, (concept, other_concept), and the share of words whose nearest
+    other word is of their own concept.
+    """
+    concepts = load_concepts(EMBEDDED)
     vectors = []
-    for _, word in concepts:
+    for word in (word for words in concepts.values() for word in words):
         ids = pipe.tokenizer(word, return_tensors="pt").input_ids
         with torch.no_grad():
             vectors.append(pipe.text_encoder(ids)[0][0, 1:-1].mean(0))
     v = torch.stack(vectors)
     v = F.normalize(v - v.mean(0), dim=-1)
     similar = (v @ v.T).numpy()
-    names = np.array([c for c, _ in concepts])
-    same, other = names[:, None] == names, ~np.eye(len(names), dtype=bool)
-    nearest = np.where(other, similar, -2).argmax(1)
-    return float(similar[same & other].mean()), float(similar[~same].mean()), float((names[nearest] == names).mean())
+    np.fill_diagonal(similar, np.nan)
+    number = np.repeat(np.arange(len(concepts)), [len(words) for words in concepts.values()])
+    nearest = np.nanargmax(similar, axis=1)
+    blocks = [[np.nanmean(similar[np.ix_(number == i, number == j)]) for j in set(number)] for i in set(number)]
+    names = list(concepts)
+    matrix = xr.DataArray(blocks, {"concept": names, "other_concept": names}, ("concept", "other_concept"))
+    return matrix, float((number[nearest] == number).mean())
 
 
-def segmenter_iou(count: int = 100) -> tuple[float, float, float, int]:
-    """Mean IoU, its 95 % interval, and the number of held-out single-object scenes, passed through the autoencoder."""
-    vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae", dtype=torch.float32)
-    scenes = [compose(np.random.default_rng([HELD_OUT, 7, i])) for i in range(2 * count)]
-    scenes = [s for s in scenes if len(s.masks) == 1][:count]
-    seen = [Image.fromarray(picture) for picture in through(vae, np.stack([s.image for s in scenes]))]
-    masks = load_segmenter(EMBEDDED)(seen, [s.concepts[0] for s in scenes])
-    ious = [iou(mask, s.masks[0]) for mask, s in zip(masks, scenes, strict=True)]
-    return *mean_iou(ious), len(ious)
+def quality() -> dict[str, Any]:
+    """The figures that `python -m selattn_lib.emoji.quality` wrote."""
+    return json.loads((WEIGHTS / "quality.json").read_text())
 
 
 def figure_one(path: str | Path) -> None:

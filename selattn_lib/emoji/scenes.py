@@ -39,11 +39,44 @@ PLACES = {
 }
 TIMES = {  # time of day -> (colour, strength) of its light
     "night": ((10, 16, 60), 0.62), "sunset": ((250, 110, 50), 0.40), "morning": ((255, 236, 190), 0.28),
-    "dusk": ((90, 60, 140), 0.45),
+    "dusk": ((90, 60, 140), 0.45), "noon": ((255, 255, 240), 0.30), "dawn": ((250, 170, 190), 0.40),
+    "midnight": ((4, 6, 24), 0.74),
 }  # fmt: skip
-WEATHERS = ["rainy", "snowy", "cloudy", "foggy", "sunny"]
-SIZES = [("tiny", 0.30), ("small", 0.42), ("large", 0.74), ("huge", 1.0)]  # up to this fraction of the frame
-OFFICE = ["laptop", "printer", "computer", "keyboard", "smartphone", "camera", "headphones"]
+WEATHERS = ["rainy", "snowy", "cloudy", "foggy", "sunny", "windy", "stormy"]
+# the longer side of an object as a fraction of the frame, when the caption speaks of its size
+SIZES = {"tiny": (0.18, 0.26), "small": (0.30, 0.40), "medium": (0.48, 0.56), "large": (0.68, 0.80), "huge": (0.9, 1.0)}
+USUAL = {1: (0.5, 0.85), 2: (0.36, 0.52), 3: (0.32, 0.42)}  # number of objects -> the same, when it does not
+
+
+@dataclass(frozen=True)
+class Ambiguity:
+    """A word planted with two meanings: its two `concepts`, a `caption` under which scenes show one or both of them
+    beside one of the `companions`, (concept, word), and the place where these scenes happen."""
+
+    concepts: tuple[str, str]
+    caption: str
+    place: str
+    companions: tuple[tuple[str, str], ...]
+
+
+AMBIGUOUS = {
+    "mouse": Ambiguity(
+        ("Animals", "Electronics"), "a mouse and other office objects are on the desk", "desk",
+        tuple(("Electronics", w) for w in ("laptop", "printer", "computer", "keyboard", "smartphone", "camera")),
+    ),
+    "bat": Ambiguity(
+        ("Animals", "Sports Equipment"), "a bat and other sports equipment are in the meadow", "meadow",
+        tuple(("Sports Equipment", w) for w in ("baseball", "football", "boxing glove", "badminton", "tennis ball")),
+    ),
+    "chicken": Ambiguity(
+        ("Animals", "Food and Beverages"), "a chicken and other food are on the desk", "desk",
+        tuple(("Food and Beverages", w) for w in ("pizza", "salad", "burger", "pasta", "sandwich")),
+    ),
+    "glasses": Ambiguity(
+        ("Accessories", "Food and Beverages"), "glasses and other drinks are in the room", "room",
+        tuple(("Food and Beverages", w) for w in ("coffee", "tea", "juice")),
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,44 +93,42 @@ class Scene:
 
 @cache
 def drawings() -> dict[tuple[str, str], list[np.ndarray]]:
-    """(concept, word) -> every drawing of it, (y, x, rgba) uint8."""
+    """(concept, word) -> its drawings, one a style, (y, x, rgba) uint8."""
     art = load_art()
-    return {
-        (concept, word): [picture for name in names for picture in art[name]]
-        for concept, words in glyphs().items()
-        for word, names in words.items()
-    }
+    return {(concept, word): art[glyph] for concept, words in glyphs().items() for word, glyph in words.items()}
 
 
-def article(word: str) -> str:
-    """`word` with its indefinite article."""
-    return word if word in PLURAL else f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+def article(word: str, adjective: str = "") -> str:
+    """`word` with its indefinite article, where it takes one."""
+    phrase = f"{adjective} {word}".strip()
+    return phrase if word in PLURAL else f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-PLURAL = {"grapes", "headphones", "jeans", "shorts", "socks", "sunglasses", "gloves", "dice", "broccoli", "lettuce",
-          "pizza", "salad", "pasta", "coffee", "tea", "juice"}  # fmt: skip
+PLURAL = {"grapes", "headphones", "jeans", "shorts", "socks", "sunglasses", "glasses", "gloves", "skis", "maracas",
+          "dice", "broccoli", "lettuce", "pizza", "salad", "pasta", "coffee", "tea", "juice"}  # fmt: skip
 
 
 def compose(rng: np.random.Generator, words: list[tuple[str, str]] | None = None, caption: str | None = None) -> Scene:
     """Draw one random scene; `words` = (concept, word) of each object and `caption` may be given."""
+    place = None
     if words is None:
-        words, caption = _cast(rng)
-    image, where = _background(rng, "desk" if caption and "desk" in caption else None)
+        words, caption, place = _cast(rng)
+    image, where = _background(rng, place)
     canvas = Image.fromarray(image)
-    layers, size_word = [], ""
+    size = str(rng.choice(list(SIZES))) if len(words) == 1 and rng.random() < 0.15 else ""
+    layers = []
     for slot, key in enumerate(words):
-        picture, box, size = _place(rng, key, slot, len(words))
+        picture, box = _place(rng, key, slot, len(words), SIZES.get(size, USUAL[len(words)]))
         layer = Image.new("L", (SIZE, SIZE))
         layer.paste(picture.getchannel("A"), box)
         layers.append(np.asarray(layer) > 127)
         canvas.paste(picture, box, picture)
-        size_word = next(name for name, limit in SIZES if size <= limit)
     masks = np.stack(layers)
     for i in range(len(masks) - 1):  # later objects cover earlier ones
         masks[i] &= ~masks[i + 1 :].any(0)
     image, mood = _light(rng, np.asarray(canvas))
     if caption is None:
-        caption = _describe(rng, words, where, mood, size_word)
+        caption = _describe(rng, words, where, mood, size)
     concepts, names = zip(*words, strict=True)
     return Scene(image, caption, names, concepts, masks)
 
@@ -107,35 +138,36 @@ def compose_many(count: int, *seed: int) -> list[Scene]:
     return [compose(np.random.default_rng([*seed, i])) for i in tqdm(range(count), desc="composing scenes")]
 
 
-def _cast(rng: np.random.Generator) -> tuple[list[tuple[str, str]], str | None]:
-    """Who is in the scene: mostly one benchmark animal, so that the small model learns these well."""
-    roll = rng.random()
-    if roll < 0.52:
-        return [("Animals", str(rng.choice(BENCHMARK)))], None
-    if roll < 0.60:  # the planted ambiguity: the animal, the device, or both under one word
-        things = [("Animals", "mouse"), ("Electronics", "mouse")]
-        kind = rng.integers(4)
-        if kind < 2:
-            return [things[kind]], None
-        office = [("Electronics", str(rng.choice(OFFICE)))]
-        cast = (things if kind == 3 else [things[rng.integers(2)]]) + office
-        cast = [cast[i] for i in rng.permutation(len(cast))]
-        return cast, "a mouse and other office objects are on the desk"
+def _cast(rng: np.random.Generator) -> tuple[list[tuple[str, str]], str | None, str | None]:
+    """Who is in the scene, its caption and place where these are given: mostly one benchmark animal, so that the
+    small model learns these well."""
+    animal = ("Animals", str(rng.choice(BENCHMARK)))
     everything = list(drawings())
+    anything = everything[rng.integers(len(everything))]
+    roll = rng.random()
+    if roll < 0.45:
+        return [animal], None, None
+    if roll < 0.75:
+        return [anything], None, None
     if roll < 0.88:
-        return [everything[rng.integers(len(everything))]], None
-    concept, word = everything[rng.integers(len(everything))]
-    first = ("Animals", str(rng.choice(BENCHMARK))) if rng.random() < 0.5 else everything[rng.integers(len(everything))]
-    return [first, (concept, word)], None
+        first = animal if rng.random() < 0.5 else everything[rng.integers(len(everything))]
+        return [first, anything], None, None
+    word = str(rng.choice(list(AMBIGUOUS), p=[0.4, 0.2, 0.2, 0.2]))
+    planted = AMBIGUOUS[word]
+    meanings = [(concept, word) for concept in planted.concepts]
+    one = meanings[rng.integers(2)]
+    if rng.random() < 0.3:
+        return [one], None, None
+    companion = planted.companions[rng.integers(len(planted.companions))]
+    cast = [*(meanings if rng.random() < 0.75 else [one]), companion]
+    return [cast[i] for i in rng.permutation(len(cast))], planted.caption, planted.place
 
 
-def _place(rng: np.random.Generator, key: tuple[str, str], slot: int, count: int):
-    """One object's picture, its top-left corner, and its size as a fraction of the frame."""
+def _place(rng: np.random.Generator, key: tuple[str, str], slot: int, count: int, sizes: tuple[float, float]):
+    """One object's picture and its top-left corner."""
     options = drawings()[key]
     picture = Image.fromarray(options[rng.integers(len(options))])
-    low, high = {1: (0.40, 0.80), 2: (0.34, 0.5)}.get(count, (0.28, 0.40))
-    size = rng.uniform(low, high)
-    scale = size * SIZE / max(picture.size)
+    scale = rng.uniform(*sizes) * SIZE / max(picture.size)
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
     if rng.random() < 0.5 and key[0] not in ("Electronics", "Shape"):
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -152,7 +184,7 @@ def _place(rng: np.random.Generator, key: tuple[str, str], slot: int, count: int
         x = slot * width + rng.uniform(0, 1) * (width - picture.width)
         x = float(np.clip(x, 0, free[0]))
         y = rng.uniform(0.15, 0.95) * free[1]
-    return picture, (int(x), int(y)), size
+    return picture, (int(x), int(y))
 
 
 def _background(rng: np.random.Generator, place: str | None = None) -> tuple[np.ndarray, str]:
@@ -194,9 +226,9 @@ def _background(rng: np.random.Generator, place: str | None = None) -> tuple[np.
 def _light(rng: np.random.Generator, image: np.ndarray) -> tuple[np.ndarray, str]:
     """Now and then a time of day or a weather over the whole picture, with the words for it."""
     roll = rng.random()
-    if roll > 0.16:
+    if roll > 0.24:
         return image, ""
-    if roll < 0.08:
+    if roll < 0.12:
         name = str(rng.choice(list(TIMES)))
         color, strength = TIMES[name]
         image = image * (1 - strength) + np.array(color, np.float32) * strength
@@ -214,6 +246,15 @@ def _light(rng: np.random.Generator, image: np.ndarray) -> tuple[np.ndarray, str
             x, y = rng.uniform(-10, SIZE), rng.uniform(0, 18)
             ImageDraw.Draw(cloud).ellipse([x - 18, y - 9, x + 18, y + 9], fill=200)
         canvas.paste((236, 238, 242), mask=cloud.filter(ImageFilter.GaussianBlur(2)))
+    elif name == "windy":
+        for _ in range(9):
+            x, y, reach = rng.uniform(-20, SIZE), rng.uniform(0, SIZE), rng.uniform(20, 44)
+            draw.arc([x, y, x + reach, y + 8], 200, 340, fill=(250, 250, 250), width=2)
+    elif name == "stormy":
+        canvas = Image.fromarray((image * 0.55).astype(np.uint8))
+        x = rng.uniform(20, SIZE - 20)
+        bolt = [(x, 0), (x - 7, 15), (x + 1, 15), (x - 6, 33), (x + 11, 11), (x + 3, 11), (x + 8, 0)]
+        ImageDraw.Draw(canvas).polygon(bolt, fill=(255, 236, 110))
     else:
         for _ in range(46):
             x, y = rng.uniform(0, SIZE, 2)
@@ -224,13 +265,11 @@ def _light(rng: np.random.Generator, image: np.ndarray) -> tuple[np.ndarray, str
     return np.asarray(canvas), f"on a {name} day"
 
 
-def _describe(rng: np.random.Generator, words, where: str, mood: str, size_word: str) -> str:
+def _describe(rng: np.random.Generator, words, where: str, mood: str, size: str) -> str:
     """A caption that names every object and, sometimes, its category, size, place and light."""
     names = []
     for concept, word in words:
-        name = article(f"{word} face" if concept == "Facial Expressions" else word)
-        if len(words) == 1 and rng.random() < 0.12:
-            name = article(f"{size_word} {word}")
+        name = article(f"{word} face" if concept == "Facial Expressions" else word, size)
         if rng.random() < 0.08:
             name += f", {NOUN[concept]}"
         names.append(name)
