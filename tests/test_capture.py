@@ -229,7 +229,7 @@ def test_nothing_stays_behind(tiny_pipe):
     processors = dict(tiny_pipe.unet.attn_processors)
     plain = generate(tiny_pipe)
     with capture(tiny_pipe, ["bear"]):
-        assert count_hooks(tiny_pipe) == 34
+        assert count_hooks(tiny_pipe) == 2 + 16 * 3
     assert count_hooks(tiny_pipe) == 0
 
     def stop(*ignored):
