@@ -27,12 +27,16 @@ def heatmap(
 ) -> xr.DataArray:
     """Mean attention map over `heads`, upsampled to the image and min-max normalised (Eq. 2, Eq. 4).
 
-    `maps` is a head-maps dataset as `Capture.dataset()` gives it. `heads` is "all" (DAAM, Eq. 2); "daam",
-    the variant of the `daam` package 0.2.0: without the mid block, each map upsampled to the latent grid and
-    clamped at 0 before the mean; or global head numbers. `weights`, one a head, make it a weighted mean.
-    `size` is the (height, width) wanted, the image's own by default.
+    `maps` is a head-maps dataset as `Capture.dataset()` gives it; maps kept for each timestep are averaged. `heads` is
+    "all" that the maps hold (DAAM, Eq. 2); "daam", the variant of the `daam` package 0.2.0: without the mid block, each
+    map upsampled to the largest of the grids and clamped at 0 before the mean; or global head numbers. `weights`, one a
+    head, make it a weighted mean. `size` is the (height, width) wanted, the image's own by default.
 
-    Returns (y, x) in [0, 1]. Raises ValueError on unknown heads, words or sizes of weights.
+    "daam" is the package's arithmetic at the model's own image size, where the package works, and for words of one
+    token; of several, the package clamps each token's maps, and this the word's, which differ where a map touches 0.
+
+    Returns (y, x) in [0, 1]. Raises ValueError on unknown heads, words or sizes of weights, and on "daam" where some of
+    the model's heads were not kept.
     """
     size = size or _image_size(maps)
     native = _native(maps, image, word)
@@ -47,7 +51,7 @@ def heatmap(
             raise ValueError(f"weights has shape {share.shape} for {len(numbers)} heads; give one a head.")
         if not share.sum() > 0:
             raise ValueError("weights must have a positive sum.")
-        per_head = np.zeros(sum(len(values) for _, values in native))
+        per_head = np.zeros(1 + max(own.max() for own, _ in native))
         np.add.at(per_head, numbers, share / share.sum())
         heat = torch.zeros(size)
         for own, values in native:
@@ -125,6 +129,9 @@ def _bicubic(source: int, target: int) -> torch.Tensor:
 
 
 def _daam(maps: xr.Dataset, native: list[tuple[np.ndarray, torch.Tensor]], size: tuple[int, int]) -> torch.Tensor:
+    n_held, n_heads = sum(len(own) for own, _ in native), maps.attrs.get("n_heads")
+    if n_heads and n_held < n_heads:
+        raise ValueError(f"heads='daam' needs all {n_heads} heads of the model; these maps hold {n_held} of them.")
     height, width = max((values.shape[1:] for _, values in native), key=lambda grid: grid[0] * grid[1])
     kept = []
     for _, values in native:
@@ -151,23 +158,28 @@ def _native(maps: xr.Dataset, image: int, word: int | str) -> list[tuple[np.ndar
     for name in map(str, maps.data_vars):
         if name.startswith("maps_"):
             grid = name.removeprefix("maps_")
-            values = maps[name].isel(image=image, word=word).values.astype(np.float32)
-            native.append((maps[f"head_{grid}"].values, torch.from_numpy(values)))
+            values = maps[name].isel(image=image, word=word)
+            values = values.mean("call") if "call" in values.dims else values
+            native.append((maps[f"head_{grid}"].values, torch.from_numpy(values.values.astype(np.float32))))
     return native
 
 
 def _head_numbers(native: list[tuple[np.ndarray, torch.Tensor]], heads: str | Sequence[int] | np.ndarray) -> np.ndarray:
-    n_heads = sum(len(own) for own, _ in native)
+    held = np.sort(np.concatenate([own for own, _ in native]))
     if isinstance(heads, str):
         if heads != "all":
             raise ValueError(f"heads={heads!r} is not known; use 'all', 'daam' or head numbers.")
-        return np.arange(n_heads)
+        return held
     numbers = np.asarray(heads)
     if numbers.ndim != 1 or not len(numbers) or not np.issubdtype(numbers.dtype, np.integer):
         raise ValueError(f"heads must be 'all', 'daam' or a non-empty list of head numbers, not {heads!r}")
-    wrong = numbers[(numbers < 0) | (numbers >= n_heads)]
+    wrong = numbers[~np.isin(numbers, held)]
     if len(wrong):
-        raise ValueError(f"heads {wrong.tolist()} do not exist; the maps have heads 0 to {n_heads - 1}.")
+        if held[-1] == len(held) - 1:
+            raise ValueError(f"heads {wrong.tolist()} do not exist; the maps have heads 0 to {held[-1]}.")
+        raise ValueError(
+            f"heads {wrong.tolist()} are not in these maps, which hold only {held.tolist()}; capture them too."
+        )
     if len(np.unique(numbers)) != len(numbers):
         raise ValueError("heads names some head more than once; use `weights` for a weighted mean.")
     return numbers

@@ -1,32 +1,39 @@
-"""The cross-attention heads of a UNet, and the one order in which everything here numbers them."""
+"""The heads of a model that attend to the text, and the one order in which everything here numbers them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
-from diffusers.models.attention_processor import Attention
 
-PLACES = ("down", "mid", "up")
+from .families import find_family
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One cross-attention layer; `first` is the global number of its head 0."""
+    """One layer that attends to the text; `first` is the global number of its head 0, `stride` the number of
+    latents a side that one pixel of its maps stands for."""
 
     name: str
     place: str
     index: int
     n_heads: int
     first: int
+    stride: int
+
+    def grid(self, latent: Sequence[int]) -> tuple[int, int]:
+        """(height, width) of its maps for a latent of (height, width), rounded up."""
+        height, width = (-(-side // self.stride) for side in latent)
+        return height, width
 
 
 @dataclass(frozen=True)
 class Heads:
-    """All cross-attention heads of one model, in order: down blocks, mid block, up blocks.
+    """All heads of one model that attend to the text, by place and layer: down blocks, mid block, up blocks in a
+    UNet, "joint" blocks in SD3, "double" then "single" blocks in FLUX.
 
-    `len(heads)` is the number H of heads (128 for SD v1); iterating gives the layers.
+    `len(heads)` is the number H of heads (128 for SD v1, 1,300 for SDXL); iterating gives the layers.
     """
 
     layers: tuple[Layer, ...]
@@ -48,7 +55,7 @@ class Heads:
 
     @property
     def place(self) -> np.ndarray:
-        """(head) "down", "mid" or "up"."""
+        """(head) "down", "mid" or "up"; "joint" in SD3; "double" or "single" in FLUX."""
         return np.array([layer.place for layer in self.layers for _ in range(layer.n_heads)])
 
     @property
@@ -71,70 +78,34 @@ class Heads:
         }
 
 
-def cross_attention_heads(pipe_or_unet: Any) -> Heads:
-    """List the cross-attention heads of a diffusers pipeline or of its UNet.
+def cross_attention_heads(pipe_or_network: Any) -> Heads:
+    """List the heads that attend to the text, of a diffusers pipeline or of its UNet or transformer.
 
-    Raises ValueError if there is no UNet, if it has no cross-attention layer, or if any of those layers
-    computes its attention in a way that capture does not reproduce (all such layers are listed).
+    Raises ValueError if the model is of no family in `selattn_lib.families`, if it is compiled, if it has no such
+    layer, or if any of those layers computes its attention in a way that capture does not reproduce (all such layers
+    are listed).
     """
-    unet = find_unet(pipe_or_unet)
-    found: dict[str, list[tuple[str, int]]] = {place: [] for place in PLACES}
-    problems = []
-    for name, module in unet.named_modules():
-        if not _is_cross_attention(name, module):
-            continue
-        if problem := _problem(name, module):
-            problems.append(f"{name}: {problem}")
-        else:
-            found[_place(name)].append((name, module.heads))
+    family, network = find_family(pipe_or_network)
+    found = list(family.find(network))
+    problems = [f"{each.name}: {problem}" for each in found if (problem := family.problem(each))]
+    problems += [
+        f"{name or type(network).__name__}: is compiled, which leaves out what listens to it"
+        for name, module in network.named_modules()
+        if module._compiled_call_impl is not None
+    ]
     if problems:
         raise ValueError(
             "These cross-attention layers cannot be captured; load the model without what is named here:\n  "
             + "\n  ".join(problems)
         )
-    listed = [(place, i, *layer) for place in PLACES for i, layer in enumerate(found[place])]
-    if not listed:
-        raise ValueError(f"{type(unet).__name__} has no cross-attention; a text-to-image UNet is needed.")
-    firsts = accumulate((n_heads for *_, n_heads in listed), initial=0)
+    if not found:
+        raise ValueError(f"{type(network).__name__} has no cross-attention; a text-to-image network is needed.")
+    by_place = [[each for each in found if each.place == place] for place in family.places]
+    listed = [(i, each) for members in by_place for i, each in enumerate(members)]
+    firsts = accumulate((each.attention.heads for _, each in listed), initial=0)
     return Heads(
         tuple(
-            Layer(name, place, i, n_heads, first)
-            for (place, i, name, n_heads), first in zip(listed, firsts, strict=False)
+            Layer(each.name, each.place, i, each.attention.heads, first, each.stride)
+            for (i, each), first in zip(listed, firsts, strict=False)
         )
     )
-
-
-def find_unet(pipe_or_unet: Any) -> Any:
-    """Return the UNet of a pipeline, or the argument itself if it is one; ValueError if there is none."""
-    unet = getattr(pipe_or_unet, "unet", None) or pipe_or_unet
-    if not hasattr(unet, "down_blocks") or not hasattr(unet, "up_blocks"):
-        raise ValueError(
-            f"{type(pipe_or_unet).__name__} has no UNet; a Stable Diffusion pipeline or its `unet` is needed."
-        )
-    return unet
-
-
-def _is_cross_attention(name: str, module: Any) -> bool:
-    if isinstance(module, Attention):
-        return module.is_cross_attention
-    return name.endswith("attn2")
-
-
-def _place(name: str) -> str:
-    return name.partition("_block")[0]
-
-
-def _problem(name: str, module: Any) -> str | None:
-    if not isinstance(module, Attention):
-        return f"is a {type(module).__name__}, not a diffusers Attention"
-    if _place(name) not in PLACES:
-        return "is in none of the down, mid and up blocks"
-    if module.fused_projections:
-        return "has fused projections (undo with unet.unfuse_qkv_projections())"
-    if module.added_kv_proj_dim is not None:
-        return "has added key and value projections"
-    if module.norm_cross is not None or module.norm_q is not None or module.norm_k is not None:
-        return "normalises its queries, its keys or the text"
-    if module.inner_kv_dim != module.inner_dim:
-        return "shares key heads among query heads"
-    return None

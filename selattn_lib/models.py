@@ -8,7 +8,9 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
+
+from .families import FAMILIES
 
 HUB = {"sd14": "CompVis/stable-diffusion-v1-4", "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
 EMBEDDED = "emoji-sd"
@@ -31,26 +33,35 @@ def quietly() -> Iterator[None]:
 @quietly()
 def load_pipeline(
     name: str | Path = EMBEDDED, *, device: str | None = None, dtype: torch.dtype | None = None
-) -> StableDiffusionPipeline:
-    """A Stable Diffusion v1-family pipeline, ready to call, without a progress bar of its own.
+) -> DiffusionPipeline:
+    """A text-to-image pipeline, ready to call, without a progress bar of its own.
 
     `name`: "emoji-sd" (shipped, needs no network), "sd14", "sd15", a Hugging Face hub id "owner/model", or a local
-    folder. `device`: "cuda", "mps" or "cpu", the first that there is by default. `dtype`: float16 on CUDA and float32
-    elsewhere by default. Weights are read from safetensors only.
+    folder; of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, or FLUX.1. `device`: "cuda", "mps" or "cpu", the first that
+    there is by default. `dtype`: by default float32, but on CUDA float16, or bfloat16 for SD3 and FLUX. Weights are
+    read from safetensors only.
 
-    Raises ValueError if `name` is none of these, or names a pipeline that is not Stable Diffusion's; OSError if the
-    hub cannot be reached, with what to do.
+    Raises ValueError if `name` is none of these, or names a pipeline of another kind; OSError if the hub cannot be
+    reached, with what to do.
     """
     device = device or pick_device()
-    dtype = dtype or (torch.float16 if device.startswith("cuda") else torch.float32)
     source = model_source(name)
     try:
-        pipe = StableDiffusionPipeline.from_pretrained(
+        index = DiffusionPipeline.load_config(source)
+        networks = {family.network.__name__: family.part for family in FAMILIES}
+        parts = {part: index[part][1] for part in ("unet", "transformer") if part in index}
+        if not any(networks.get(network) == part for part, network in parts.items()):
+            raise ValueError(
+                f"model {str(name)!r} is a {index.get('_class_name')} with {parts or 'no unet and no transformer'}; "
+                f"expected a pipeline of a {', '.join(networks)}"
+            )
+        half = torch.bfloat16 if "transformer" in parts else torch.float16
+        checker = {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in index else {}
+        pipe = DiffusionPipeline.from_pretrained(
             source,
-            dtype=dtype,
+            dtype=dtype or (half if device.startswith("cuda") else torch.float32),
             use_safetensors=True,
-            safety_checker=None,
-            requires_safety_checker=False,
+            **checker,
         )
     except OSError as error:
         raise OSError(

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import xarray as xr
-from diffusers.models.attention_processor import Attention
 
-from .capture import Generation, Tap, split_heads, word_tokens
+from .capture import Generation, Tap, word_tokens
 from .concepts import load_concepts
+from .families import UNet, split_heads
 
 WORDS_AT_ONCE = 64  # concept words encoded together
 
@@ -132,6 +132,11 @@ class RelevanceCounter(Tap):
         start_token: bool,
     ) -> None:
         super().__init__(pipe)
+        if not isinstance(self.family, UNet):
+            raise ValueError(
+                f"The heads of {type(pipe).__name__} cannot be scored: they attend to image and text at once, and only "
+                "attention to words alone is a vote. Expected: Stable Diffusion 1.x, 2.x or XL."
+            )
         if empty := [name for name, words in concepts.items() if not words]:
             raise ValueError(f"These concepts have no words: {empty}")
         if len(concepts) < 2:
@@ -163,7 +168,7 @@ class RelevanceCounter(Tap):
         one_hot = F.one_hot(torch.from_numpy(self._column_concept), len(self.concepts)).float()
         self._columns_to_concepts = one_hot.to(device)  # (column, concept)
 
-    def call(self, generation: Generation) -> None:
+    def call(self, generation: Generation) -> bool:
         """Draw one word a concept for each (image, layer) of this call."""
         size = (len(self.heads.layers), len(self.concepts))
         generators = [np.random.default_rng([self._seed, unit, generation.calls]) for unit in self._now]
@@ -175,8 +180,9 @@ class RelevanceCounter(Tap):
         self._index = torch.from_numpy(tokens).to(device)
         self._share = torch.from_numpy(used / self._length[words]).float().to(device)
         self._bias = torch.zeros_like(self._share).masked_fill(self._share == 0, -torch.inf)
+        return True
 
-    def attend(self, number: int, attention: Attention, query: torch.Tensor, key: torch.Tensor) -> None:
+    def attend(self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor) -> None:
         if number not in self._keys:
             tokens = self._tokens.to(query.device, next(attention.to_k.parameters()).dtype)
             # `forward` rather than a call: hooks of our own, and of others, are for the model's use.
@@ -201,10 +207,9 @@ class RelevanceCounter(Tap):
     def counts(self) -> xr.DataArray:
         """Votes (image, concept, head), one for each (call, image, head); `image` holds the unit numbers.
 
-        Raises RuntimeError if nothing was generated.
+        Raises RuntimeError if nothing was generated, or if some layer was never seen.
         """
-        if not self._counts:
-            raise RuntimeError("Nothing was generated yet: call the pipeline inside the `with` block.")
+        self.check_all_seen()
         values = torch.cat(self._counts).cpu().numpy()
         units = range(len(values)) if self._units is None else self._units[: len(values)]
         coords = {"image": list(units), "concept": self.concepts, **self.heads.coords()}
@@ -246,17 +251,27 @@ def _encode_words(pipe: Any, words: list[str]) -> tuple[torch.Tensor, np.ndarray
     Returns the embeddings (token, channel): the start token's, then every word's semantic tokens; and for
     each word the position of its first token in them and the number of its tokens.
     """
-    tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
-    lengths = np.array([len(word_tokens(tokenizer, word)) for word in words])
+    suffixes = [s for s in ("", "_2") if getattr(pipe, f"text_encoder{s}", None) is not None]
+    parts = [(getattr(pipe, f"tokenizer{s}"), getattr(pipe, f"text_encoder{s}")) for s in suffixes]
+    lengths = np.array([len(word_tokens(parts[0][0], word)) for word in words])
     kept: list[torch.Tensor] = []
     for at in range(0, len(words), WORDS_AT_ONCE):
-        batch = tokenizer(words[at : at + WORDS_AT_ONCE], padding=True, return_tensors="pt").input_ids
-        with torch.no_grad():
-            states = encoder.forward(batch.to(encoder.device))[0]
+        batch = [
+            _encode(tokenizer, encoder, words[at : at + WORDS_AT_ONCE], penultimate="_2" in suffixes)
+            for tokenizer, encoder in parts
+        ]
+        states = torch.cat(batch, dim=-1)
         if not kept:
             kept.append(states[0, :1])
         kept += [state[1 : 1 + n] for state, n in zip(states, lengths[at:], strict=False)]
     return torch.cat(kept), 1 + np.cumsum(lengths) - lengths, lengths
+
+
+@torch.no_grad()
+def _encode(tokenizer: Any, encoder: Any, words: list[str], penultimate: bool) -> torch.Tensor:
+    """(word, token, channel) the last hidden state, normalised, or the last but one, as SDXL reads it."""
+    ids = tokenizer(words, padding=True, return_tensors="pt").input_ids.to(encoder.device)
+    return encoder.forward(ids, output_hidden_states=True).hidden_states[-2] if penultimate else encoder.forward(ids)[0]
 
 
 def _table(values: np.ndarray, concepts: Sequence[str], heads: Sequence[str], source: Path) -> xr.DataArray:

@@ -1,14 +1,18 @@
 from contextlib import contextmanager
 from importlib import import_module
 
+import accelerate
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, UNet2DConditionModel
 from tiny_sd import count_hooks, generate
 
 from selattn_lib.aggregate import heatmap
 from selattn_lib.capture import capture
 from selattn_lib.heads import cross_attention_heads
+from selattn_lib.relevance import score_heads
 
 
 class ByHand:
@@ -229,7 +233,7 @@ def test_nothing_stays_behind(tiny_pipe):
     processors = dict(tiny_pipe.unet.attn_processors)
     plain = generate(tiny_pipe)
     with capture(tiny_pipe, ["bear"]):
-        assert count_hooks(tiny_pipe) == 34
+        assert count_hooks(tiny_pipe) == 2 + 16 * 3
     assert count_hooks(tiny_pipe) == 0
 
     def stop(*ignored):
@@ -310,3 +314,260 @@ def test_batches_of_two_sizes_need_two_blocks(tiny_pipe):
             with capture(tiny_pipe, ["bear"], prompt="a bear"):
                 tiny_pipe.unet(torch.randn(1, 4, 16, 16), 10, embeddings)
                 tiny_pipe.unet(torch.randn(1, 4, 8, 8), 10, embeddings)
+
+
+def test_a_word_is_found_whole_in_any_case_and_as_its_nth_occurrence(tiny_pipe):
+    prompt = "A cat, a CAT and a lampcat"
+    with attention_by_hand(tiny_pipe) as expected, capture(tiny_pipe, ["Cat", "cat#1", "cat#2"]) as maps:
+        generate(tiny_pipe, prompt)
+    tokens = tiny_pipe.tokenizer.convert_ids_to_tokens(tiny_pipe.tokenizer(prompt).input_ids)
+    first, second, *rest = [i for i, token in enumerate(tokens) if token == "cat</w>"]
+    assert len(rest) <= 1  # the end of "lampcat", which is no cat
+    for word, places in enumerate([[first, second], [first], [second]]):
+        assert_maps_equal(maps.dataset(), expected(), rows=[1], columns=[places], word=word)
+    assert maps.dataset()["word"].values.tolist() == ["Cat", "cat#1", "cat#2"]
+    for word in ("cat#3", "cat#0"):
+        with pytest.raises(ValueError, match=rf"'{word}' is not in the prompt: 'cat' occurs 2"):
+            with capture(tiny_pipe, word):
+                generate(tiny_pipe, prompt)
+
+
+def test_only_some_heads_are_kept(tiny_pipe):
+    chosen = [127, 3, 50, 51]
+    with capture(tiny_pipe, ["bear", "a"]) as every, capture(tiny_pipe, ["bear", "a"], heads=chosen) as some:
+        generate(tiny_pipe)
+    found, full = some.dataset(), every.dataset()
+    assert sorted(n for name in found.data_vars for n in found[f"head_{name[5:]}"].values) == sorted(chosen)
+    for name, values in found.data_vars.items():
+        grid = name[5:]
+        same = [full[f"head_{grid}"].values.tolist().index(n) for n in found[f"head_{grid}"].values]
+        np.testing.assert_allclose(values, full[name].values[:, :, same], atol=1e-6)
+    assert some.memory(128, 128) == sum(values.nbytes for values in found.data_vars.values())
+    np.testing.assert_allclose(some.heatmap("a"), every.heatmap("a", heads=chosen), atol=1e-5)
+    np.testing.assert_allclose(some.heatmap("a", heads=[50]), every.heatmap("a", heads=[50]), atol=1e-5)
+    with pytest.raises(ValueError, match=r"heads \[4\] are not in these maps, which hold only \[3, 50, 51, 127\]"):
+        some.heatmap("a", heads=[3, 4])
+    with pytest.raises(ValueError, match="'daam' needs all 128 heads of the model; these maps hold 4"):
+        some.heatmap("a", heads="daam")
+
+
+def test_only_some_layers_are_listened_to(tiny_pipe):
+    with capture(tiny_pipe, ["bear"]) as every, capture(tiny_pipe, ["bear"], layers=[6]) as mid:
+        generate(tiny_pipe)
+        assert count_hooks(tiny_pipe) == 2 + 16 * 3 + 2 + 3
+    assert list(mid.dataset().data_vars) == ["maps_2x2"]
+    np.testing.assert_allclose(mid.dataset()["maps_2x2"], every.dataset()["maps_2x2"], atol=1e-6)
+
+
+def test_one_map_for_each_timestep(tiny_pipe):
+    with capture(tiny_pipe, ["bear"]) as mean, capture(tiny_pipe, ["bear"], per_timestep=True) as each:
+        generate(tiny_pipe, ["photo of a bear"] * 2, steps=3)
+    found = each.dataset()
+    assert found["maps_8x8"].dims == ("image", "word", "call", "head_8x8", "y_8x8", "x_8x8")
+    assert found["timestep"].values.tolist() == [667, 334, 334, 1]  # PNDM calls twice at its second
+    assert each.memory(128, 128, images=2, calls=4) == sum(values.nbytes for values in found.data_vars.values())
+    assert mean.memory(128, 128, images=2) == sum(values.nbytes for values in mean.dataset().data_vars.values())
+    for name, values in mean.dataset().data_vars.items():
+        np.testing.assert_allclose(found[name].mean("call"), values, atol=1e-6)
+    np.testing.assert_allclose(each.heatmap("bear"), mean.heatmap("bear"), atol=1e-4)
+    assert np.abs(found["maps_8x8"].isel(call=0) - found["maps_8x8"].isel(call=3)).max() > 1e-3
+
+
+def test_a_window_of_timesteps(tiny_pipe):
+    window = (334, 999)
+    with (
+        capture(tiny_pipe, ["bear"], per_timestep=True) as each,
+        capture(tiny_pipe, ["bear"], timesteps=window) as early,
+        capture(tiny_pipe, ["bear"], timesteps=window[::-1], per_timestep=True) as early_each,
+        capture(tiny_pipe, ["bear"], timesteps=(2, 300)) as none,
+    ):
+        generate(tiny_pipe, steps=3)
+    for name, values in each.dataset().data_vars.items():
+        np.testing.assert_allclose(early.dataset()[name], values.isel(call=slice(3)).mean("call"), atol=1e-6)
+    assert early_each.dataset()["timestep"].values.tolist() == [667, 334, 334]
+    with pytest.raises(RuntimeError, match="No call of the network was at a timestep from 2 to 300"):
+        none.dataset()
+
+
+@pytest.mark.parametrize(
+    "selection, message",
+    [
+        ({"heads": [128]}, r"heads=\[128\]: expected some of the model's heads, numbers from 0 to 127"),
+        ({"heads": []}, "heads"),
+        ({"layers": [-1]}, "numbers from 0 to 15"),
+        ({"heads": [1], "layers": [1]}, "one kind"),
+        ({"timesteps": (1, 2, 3)}, "expected two"),
+    ],
+)
+def test_selections_that_make_no_sense(tiny_pipe, selection, message):
+    with pytest.raises(ValueError, match=message), capture(tiny_pipe, ["bear"], **selection):
+        pass
+
+
+def test_timesteps_need_one_for_all_rows(tiny_pipe):
+    with torch.no_grad():
+        embeddings = tiny_pipe.encode_prompt(["a bear"] * 2, "cpu", 1, False)[0]
+        with (
+            pytest.raises(ValueError, match="several timesteps"),
+            capture(tiny_pipe, ["bear"], prompt=["a bear"] * 2, timesteps=(0, 999)),
+        ):
+            tiny_pipe.unet(torch.randn(2, 4, 16, 16), torch.tensor([1, 2]), embeddings)
+
+
+def test_sliced_attention(tiny_pipe):
+    with capture(tiny_pipe, ["bear"]) as usual:
+        generate(tiny_pipe)
+    tiny_pipe.enable_attention_slicing(1)
+    try:
+        plain = generate(tiny_pipe)
+        with capture(tiny_pipe, ["bear"]) as sliced:
+            captured = generate(tiny_pipe)
+    finally:
+        tiny_pipe.disable_attention_slicing()
+    assert np.array_equal(plain, captured)
+    for name, values in usual.dataset().data_vars.items():
+        np.testing.assert_allclose(sliced.dataset()[name], values, atol=1e-5)
+
+
+def test_models_moved_in_and_out_by_accelerate(tiny_pipe):
+    """What `enable_model_cpu_offload` does on a machine with an accelerator, here from the CPU to the CPU."""
+    with capture(tiny_pipe, ["bear"]) as usual:
+        plain = generate(tiny_pipe)
+    moved, previous = [tiny_pipe.text_encoder, tiny_pipe.unet], None
+    for model in moved:
+        _, previous = accelerate.cpu_offload_with_hook(model, "cpu", previous)
+    try:
+        with capture(tiny_pipe, ["bear"]) as offloaded, score_heads(tiny_pipe, {"A": ["bear"], "B": ["cat"]}):
+            assert np.array_equal(plain, generate(tiny_pipe))
+    finally:
+        for model in moved:
+            accelerate.hooks.remove_hook_from_module(model, recurse=True)
+    assert offloaded.dataset().equals(usual.dataset())
+
+
+class LowRank(torch.nn.Module):
+    """A linear layer with a low-rank addition, as LoRA adapters wrap it."""
+
+    def __init__(self, base, generator):
+        super().__init__()
+        self.base_layer = base
+        self.down = torch.randn(2, base.in_features, generator=generator) / 4
+        self.up = torch.randn(base.out_features, 2, generator=generator) / 4
+
+    def forward(self, x):
+        return self.base_layer(x) + x @ self.down.T @ self.up.T
+
+
+def test_layers_with_low_rank_adapters(tiny_pipe):
+    layers = [tiny_pipe.unet.get_submodule(layer.name) for layer in cross_attention_heads(tiny_pipe)]
+    with capture(tiny_pipe, ["bear"]) as without:
+        generate(tiny_pipe)
+    generator = torch.Generator().manual_seed(0)
+    try:
+        for layer in layers:
+            layer.to_q, layer.to_k = LowRank(layer.to_q, generator), LowRank(layer.to_k, generator)
+        with attention_by_hand(tiny_pipe) as expected, capture(tiny_pipe, ["bear"]) as maps:
+            generate(tiny_pipe)
+    finally:
+        for layer in layers:
+            layer.to_q, layer.to_k = layer.to_q.base_layer, layer.to_k.base_layer
+    assert_maps_equal(maps.dataset(), expected(), rows=[1], columns=[[4]])
+    assert np.abs(maps.dataset()["maps_8x8"] - without.dataset()["maps_8x8"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+def test_image_to_image(tiny_pipe, guidance):
+    pipe = StableDiffusionImg2ImgPipeline(**tiny_pipe.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    settings = {"prompt": "photo of a bear", "image": torch.rand(1, 3, 64, 128), "strength": 0.5}
+    settings |= {"num_inference_steps": 4, "guidance_scale": guidance, "output_type": "latent"}
+    plain = pipe(generator=torch.Generator().manual_seed(0), **settings).images
+    with attention_by_hand(pipe) as expected, capture(pipe, ["bear"]) as maps:
+        pipe(generator=torch.Generator().manual_seed(0), **settings)
+    with capture(pipe, ["bear"]):
+        assert np.array_equal(plain, pipe(generator=torch.Generator().manual_seed(0), **settings).images)
+    assert_maps_equal(maps.dataset(), expected(), rows=[int(guidance > 1)], columns=[[4]])
+    assert maps.heatmap("bear").shape == (64, 128)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+def test_inpainting_with_nine_channels(tiny_pipe, guidance):
+    unet = UNet2DConditionModel.from_config(tiny_pipe.unet.config, in_channels=9).eval()
+    parts = {**tiny_pipe.components, "unet": unet}
+    pipe = StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    mask = torch.zeros(1, 1, 128, 64)
+    mask[..., 32:, :] = 1
+    settings = {"prompt": ["photo of a bear", "a bear"], "image": torch.rand(1, 3, 128, 64), "mask_image": mask}
+    settings |= {"num_inference_steps": 2, "guidance_scale": guidance, "height": 128, "width": 64}
+    settings |= {"num_images_per_prompt": 2, "output_type": "latent"}
+    plain = pipe(generator=torch.Generator().manual_seed(0), **settings).images
+    with attention_by_hand(pipe) as expected, capture(pipe, ["bear"]) as maps:
+        pipe(generator=torch.Generator().manual_seed(0), **settings)
+    with capture(pipe, ["bear"]):
+        assert np.array_equal(plain, pipe(generator=torch.Generator().manual_seed(0), **settings).images)
+    rows = range(4, 8) if guidance > 1 else range(4)
+    assert_maps_equal(maps.dataset(), expected(), rows=list(rows), columns=[[4], [4], [2], [2]])
+
+
+def test_stopped_inside_the_network_nothing_stays_behind(tiny_pipe):
+    plain = generate(tiny_pipe)
+    processors = dict(tiny_pipe.unet.attn_processors)
+
+    def stop(*ignored):
+        raise KeyboardInterrupt
+
+    deep = tiny_pipe.unet.get_submodule("up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v")
+    with capture(tiny_pipe, ["bear"]) as alone:
+        generate(tiny_pipe)
+    with capture(tiny_pipe, ["bear"]) as maps:
+        handle = deep.register_forward_hook(stop)
+        with pytest.raises(KeyboardInterrupt):
+            generate(tiny_pipe)
+        handle.remove()
+    assert count_hooks(tiny_pipe) == 0
+    assert tiny_pipe.unet.attn_processors == processors
+    with pytest.raises(RuntimeError, match="ended in its first call.*up_blocks.1.attentions.0"):
+        maps.dataset()
+    with capture(tiny_pipe, ["bear"]) as again:
+        assert np.array_equal(generate(tiny_pipe), plain)
+    assert again.dataset().equals(alone.dataset())
+
+
+def test_layers_that_do_not_use_their_projections_are_listed(tiny_pipe):
+    """A processor of its own that leaves `to_k` out."""
+    layer = tiny_pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2
+    before = layer.processor
+
+    class Aside:
+        def __call__(self, attn, hidden_states, encoder_hidden_states=None, **ignored):
+            return hidden_states
+
+    layer.set_processor(Aside())
+    try:
+        with capture(tiny_pipe, ["bear"]) as maps, score_heads(tiny_pipe, {"A": ["bear"], "B": ["cat"]}) as votes:
+            generate(tiny_pipe)
+    finally:
+        layer.set_processor(before)
+    for read in (maps.dataset, votes.counts):
+        with pytest.raises(RuntimeError, match=r"\['mid_block.attentions.0.transformer_blocks.0.attn2'\]"):
+            read()
+
+
+def test_heads_daam_is_the_package_from_its_sums_to_its_picture(tiny_pipe):
+    """The arithmetic of daam 0.2.0, restated: `trace.compute_global_heat_map`, then `WordHeatMap.expand_as`."""
+    with attention_by_hand(tiny_pipe) as expected, capture(tiny_pipe, ["bear"]) as maps:
+        generate(tiny_pipe, steps=3)
+    merged = []
+    for layer, attention in zip(maps.heads, expected(), strict=True):
+        if layer.place == "mid":
+            continue
+        for head in range(layer.n_heads):
+            per_token = attention[1, head].T  # the conditional half, (token, pixel)
+            side = int(per_token.shape[1] ** 0.5)
+            summed = 4 * per_token.reshape(-1, 1, side, side)  # over the UNet's calls
+            merged.append(F.interpolate(summed, size=(16, 16), mode="bicubic").clamp_(min=0))
+    word = torch.stack(merged).mean(0)[:, 0][4]
+    image = F.interpolate(word[None, None], size=(128, 128), mode="bicubic")
+    image = (image - image.min()) / (image.max() - image.min() + 1e-8)
+    np.testing.assert_allclose(maps.heatmap("bear", heads="daam"), image[0, 0].numpy(), atol=1e-5)
