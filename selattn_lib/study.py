@@ -22,15 +22,15 @@ import torch
 import xarray as xr
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from tqdm import tqdm
 
 from .capture import capture
-from .concepts import benchmark_words, check_concept, load_concepts
+from .concepts import benchmark_words, check_concept, load_concepts, read_lines
 from .heads import cross_attention_heads
 from .models import EMBEDDED, load_pipeline, model_source, unet_layout
 from .relevance import HeadRelevance, load_hrv, score_heads
-from .segment import load_segmenter
+from .segment import Detector, check_segmenter, load_segmenter
 from .store import Store
 
 GUIDANCE = {EMBEDDED: 3.0}  # where the paper's 7.5 oversaturates the pictures
@@ -233,10 +233,10 @@ def workers_wanted(workers: Any = None) -> Any:
     Raises ValueError unless it is 0 or more, a scheduler's address such as tcp://host:8786, or a cluster object.
     """
     wanted = _literal(os.environ.get("SELATTN_WORKERS", 0) if workers is None else workers)
-    if isinstance(wanted, int) and not isinstance(wanted, bool) and wanted < 0 or wanted is None:
-        raise ValueError(f"workers={wanted}: expected 0 or more")
-    if isinstance(wanted, str) and "://" not in wanted:
-        raise ValueError(f"workers={wanted!r}: expected a number, or a scheduler's address such as tcp://host:8786")
+    number = isinstance(wanted, int) and not isinstance(wanted, bool) and wanted >= 0
+    address = isinstance(wanted, str) and "://" in wanted
+    if not (number or address or hasattr(wanted, "scheduler_address")):
+        raise ValueError(f"workers={wanted!r}: expected 0 or more, or a scheduler's address such as tcp://host:8786")
     return wanted
 
 
@@ -269,7 +269,11 @@ class _Maps(Stored):
 
 
 class _Generated(_Maps):
-    """Units are images drawn by the model, with masks by a segmenter: the model's own by default."""
+    """Units are images drawn by the model, with masks by a segmenter: the model's own by default, or Grounded-SAM.
+
+    A segmenter that detects first adds `{mask}_box` (image, side: left, top, right, bottom) in pixels, `{mask}_score`
+    and `{mask}_detections` (image), see `selattn_lib.segment.Detection`.
+    """
 
     judged: ClassVar[bool] = True
 
@@ -293,14 +297,37 @@ class _Generated(_Maps):
         found = halved(maps.dataset())
         found["image_rgb"] = (("image", "y", "x", "rgb"), np.stack([np.asarray(i) for i in images]))
         for name in self.phrases(chosen[0]):
-            masks = self.judge(images, [self.phrases(u)[name] for u in chosen])
+            wanted = [self.phrases(u)[name] for u in chosen]
+            if isinstance(self.judge, Detector):
+                masks, boxes, scores, detections = zip(*self.judge.detect(images, wanted), strict=True)
+                found[f"{name}_box"] = (("image", "side"), np.stack(boxes))
+                found[f"{name}_score"] = ("image", np.array(scores, np.float32))
+                found[f"{name}_detections"] = ("image", np.array(detections, np.uint16))
+            else:
+                masks = self.judge(images, wanted)
             found[name] = (("image", "y", "x"), np.stack(masks))
         return found
 
+    def results(self, stored: xr.Dataset) -> xr.Dataset:
+        """Adds the coordinate `{mask}_outcome` (image) of each mask: "found", "several found" (the highest score
+        counts), "empty mask" or "not found", the last two with a mask of nothing."""
+        stored = super().results(stored)
+        for name in self.phrases(self.units()[0]):
+            number = stored.get(f"{name}_detections", xr.ones_like(stored["seed"])).values
+            empty = np.array([not stored[name][i].values.any() for i in range(self.size)])
+            outcome = np.select([number == 0, empty, number > 1], ["not found", "empty mask", "several found"], "found")
+            stored = stored.assign_coords({f"{name}_outcome": ("image", outcome)})
+        return stored
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_segmenter(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        default = EMBEDDED if fields.get("model", EMBEDDED) == EMBEDDED else "grounded-sam"
+        return {**fields, "segmenter": check_segmenter(fields.get("segmenter") or default)}
+
     @cached_property
     def judge(self) -> Any:
-        default = EMBEDDED if self.model == EMBEDDED else "grounded-sam"
-        return load_segmenter(self.segmenter or default, device=str(self.pipe.device))
+        return load_segmenter(self.segmenter, device=str(self.pipe.device))
 
 
 class _Benchmark(_Maps):
@@ -410,23 +437,38 @@ class KnownTruthStudy(_Benchmark):
 
 
 class RelevanceStudy(Stored):
-    """Head relevance vectors (Eq. 3) of `concepts`, counted while `images` varied prompts are generated."""
+    """Head relevance vectors (Eq. 3) of `concepts`, counted while `images` varied prompts are generated.
+
+    The prompts are "a photo of a {word}" over the concepts' words, unless others are given: `classes`, to be put as
+    "a photo of a {class}.", and `texts`, to be used as they are. Each is a list, or the path of a text file with one a
+    line; "imagenet" names the 1,000 classes of ILSVRC 2012. The HRV paper's 2,100 images are those and 1,100 texts.
+    They come in a seeded order, again and again if there are fewer than `images`.
+    """
 
     images: int = Field(default=120, ge=2)
     steps: int = Field(default=50, ge=1, le=1000)
     guidance: float = Field(default=7.5, ge=1, description="None: the model's own")
     seed: int = 0
     start_token: bool = False
+    classes: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+
+    @field_validator("classes", "texts", mode="before")
+    @classmethod
+    def _read_lines(cls, given: Any) -> Any:
+        return read_lines(given) if isinstance(given, str | Path) and given else given or ()
 
     @property
     def size(self) -> int:
         return self.images
 
     def prompts(self) -> list[str]:
-        """ "a photo of a {word}", over all words of the concepts in a seeded order, as often as it takes."""
+        """The prompt of every image."""
         words = sorted({w.lower() for ws in concepts_of(self.model).values() for w in ws})
-        order = np.random.default_rng(self.seed).permutation(len(words))
-        return [f"a photo of a {words[order[i % len(words)]]}" for i in range(self.images)]
+        every = [f"a photo of a {name}." for name in self.classes] + list(self.texts)
+        every = every or [f"a photo of a {word}" for word in words]
+        order = np.random.default_rng(self.seed).permutation(len(every))
+        return [every[order[i % len(every)]] for i in range(self.images)]
 
     def compute(self, units: Sequence[int]) -> xr.Dataset:
         prompts = self.prompts()
