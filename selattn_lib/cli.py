@@ -150,14 +150,30 @@ def stabilise(notebooks: Sequence[Path], out: Path | None) -> None:
 
 
 def run(notebooks: Sequence[Path], out: Path, parameters: Mapping[str, Any]) -> None:
-    """`run_notebook` for each, in order; stops at the first that fails."""
-    for number, notebook in enumerate(notebooks, start=1):
-        if not notebook.exists():
-            raise FileNotFoundError(f"{notebook} does not exist; give a notebook's path, seen from {Path.cwd()}")
+    """`run_notebook` for each, in order, with those of the parameters that it has; stops at the first that fails.
+
+    Raises FileNotFoundError if there is no such notebook, ValueError if a parameter is none of any notebook's, both
+    before anything is run.
+    """
+    known = [parameters_of(notebook) for notebook in notebooks]
+    if unknown := set(parameters) - set().union(*known):
+        names = ", ".join(sorted(set().union(*known)))
+        raise ValueError(f"no parameter {', '.join(sorted(unknown))} in these notebooks: expected some of {names}")
+    for number, (notebook, has) in enumerate(zip(notebooks, known, strict=True), start=1):
         say(f"[{number}/{len(notebooks)}] {notebook.name}")
         start = time.monotonic()
-        ran = run_notebook(notebook, out / notebook.name, parameters)
+        given = {name: value for name, value in parameters.items() if name in has}
+        ran = run_notebook(notebook, out / notebook.name, given)
         say(f"      run in {time.monotonic() - start:.0f} s" if ran else "      is current, not run again")
+
+
+def parameters_of(notebook: Path) -> set[str]:
+    """Names of the parameters of a notebook; FileNotFoundError if it does not exist."""
+    import papermill
+
+    if not notebook.exists():
+        raise FileNotFoundError(f"{notebook} does not exist; give a notebook's path, seen from {Path.cwd()}")
+    return set(papermill.inspect_notebook(notebook))
 
 
 def stage(root: Path, notebooks: Path, source: Path) -> None:
@@ -214,6 +230,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
     one.add_argument("--out", type=Path, required=True, help="folder of the executed notebooks")
     one.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    one.add_argument("--workers", help="processes to compute studies with, or the address of a dask scheduler")
 
     two = commands.add_parser("stabilise", help="drop clocks, progress bars and random ids from notebooks")
     two.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
@@ -231,12 +248,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     try:
         if given.command == "run":
+            if given.workers:
+                from .study import workers_wanted
+
+                os.environ["SELATTN_WORKERS"] = str(workers_wanted(given.workers))  # seen by the notebooks' kernels
             run(given.notebooks, given.out, {name: parse_value(value) for name, value in given.parameters})
         elif given.command == "stabilise":
             stabilise(given.notebooks, given.out)
         else:
             print(build_book(Path.cwd(), given.notebooks, given.out, strict=given.strict).resolve())
-    except (NotebookFailed, FileNotFoundError) as error:
+    except (NotebookFailed, FileNotFoundError, ValueError) as error:
         say(f"selattn: {error}")
         return 1
     return 0

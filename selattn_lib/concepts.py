@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -29,6 +30,22 @@ def load_concepts(name_or_path: str | Path = "paper") -> dict[str, list[str]]:
     if not good:
         raise ValueError(f"{name_or_path}: expected a mapping of each concept to a non-empty list of words")
     return dict(table)
+
+
+def read_lines(name_or_path: str | Path) -> list[str]:
+    """The lines of a text file in UTF-8, without empty ones; "imagenet": the 1,000 class names of ILSVRC 2012, which
+    are words of WordNet, in the order of their numbers.
+
+    Raises ValueError if there is no such file, or nothing in it.
+    """
+    source: Any = DATA / "imagenet_classes.txt" if name_or_path == "imagenet" else Path(name_or_path)
+    if not source.is_file():
+        raise ValueError(
+            f"no file {str(name_or_path)!r}: expected imagenet, or the path of a text with one entry a line"
+        )
+    if not (lines := [line.strip() for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]):
+        raise ValueError(f"file {str(name_or_path)!r} has no lines: expected one entry a line")
+    return lines
 
 
 def check_concept(concept: str, concepts: Mapping[str, list[str]]) -> str:

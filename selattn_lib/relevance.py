@@ -4,11 +4,14 @@ While any images are generated, every head votes, at every call of the UNet, for
 at random, receives most of its attention. A concept's relevance vector is its share of the votes.
 """
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -20,6 +23,7 @@ from .concepts import load_concepts
 from .families import UNet, split_heads
 
 WORDS_AT_ONCE = 64  # concept words encoded together
+HEAD_NAME = re.compile(r"(down|mid|up), layer: (\d+), head: (\d+)")
 
 
 @dataclass(frozen=True)
@@ -85,23 +89,25 @@ class HeadRelevance:
         "down, layer: 0, head: 3". It does not name the concepts: `concepts` does, in the order of the rows;
         by default they are the HRV paper's 34.
 
-        Raises FileNotFoundError if there is nothing at `path`, ValueError if the contents do not fit.
+        Heads are put in order, down, mid, up, whatever their order in the file; nothing is unpickled. Raises
+        FileNotFoundError if there is nothing at `path`, ValueError if the contents do not fit: the shape, the heads'
+        names, or a row that is neither 0 nor of L1 norm H.
         """
         path = Path(path)
         if not path.exists():
             raise FileNotFoundError(f"No head relevance at {path}: no .npz file and no folder of .npy files.")
         if path.is_dir():
             return cls._load_published(path, concepts)
-        with np.load(path, allow_pickle=False) as file:
-            if missing := {"scores", "concepts", "heads"} - set(file):
-                raise ValueError(f"{path} holds {sorted(file)} but no {sorted(missing)}; save() writes them.")
-            concepts, heads = file["concepts"].tolist(), file["heads"].tolist()
-            scores = _table(file["scores"], concepts, heads, path)
-            return cls(scores, _table(file["counts"], concepts, heads, path) if "counts" in file else None)
+        file = _arrays(path)
+        if missing := {"scores", "concepts", "heads"} - set(file):
+            raise ValueError(f"{path} holds {sorted(file)} but no {sorted(missing)}; save() writes them.")
+        concepts, heads = file["concepts"].tolist(), file["heads"].tolist()
+        scores = _normed(_table(file["scores"], concepts, heads, path), path)
+        return cls(scores, _table(file["counts"], concepts, heads, path) if "counts" in file else None)
 
     @classmethod
     def _load_published(cls, folder: Path, concepts: Sequence[str] | None) -> Self:
-        arrays = [np.load(file, allow_pickle=False) for file in sorted(folder.glob("*.npy"))]
+        arrays = [array for file in sorted(folder.glob("*.npy")) for array in _arrays(file).values()]
         numbers = [array for array in arrays if array.dtype.kind == "f"]
         names = [array for array in arrays if array.dtype.kind == "U"]
         if len(numbers) != 1 or len(names) != 1:
@@ -110,7 +116,7 @@ class HeadRelevance:
                 "each is expected: the vectors (concept, head) and the names of the heads."
             )
         concepts = list(load_concepts("paper")) if concepts is None else list(concepts)
-        return cls(_table(numbers[0], concepts, names[0].ravel().tolist(), folder))
+        return cls(_normed(_table(numbers[0], concepts, names[0].ravel().tolist(), folder), folder))
 
 
 def load_hrv(model_or_path: str | Path) -> HeadRelevance:
@@ -274,11 +280,42 @@ def _encode(tokenizer: Any, encoder: Any, words: list[str], penultimate: bool) -
     return encoder.forward(ids, output_hidden_states=True).hidden_states[-2] if penultimate else encoder.forward(ids)[0]
 
 
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file, or the one of a .npy file; ValueError if it is damaged or would need unpickling."""
+    try:
+        file: Any = np.load(path, allow_pickle=False)
+        return {"": file} if isinstance(file, np.ndarray) else {name: file[name] for name in file}
+    except (ValueError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{path} is damaged, or pickled, and is not read: {error}") from error
+
+
 def _table(values: np.ndarray, concepts: Sequence[str], heads: Sequence[str], source: Path) -> xr.DataArray:
     if values.shape != (len(concepts), len(heads)):
         raise ValueError(
             f"{source} holds an array of shape {values.shape}; {len(concepts)} concepts x {len(heads)} heads "
             "were expected."
         )
+    parts = [HEAD_NAME.fullmatch(head) for head in heads]
+    if bad := [head for head, part in zip(heads, parts, strict=True) if not part] or _repeated(heads):
+        raise ValueError(
+            f"{source} names heads {bad[:3]}: expected names such as 'down, layer: 0, head: 3', each once."
+        )
+    rank = [(UNet.places.index(part[1]), int(part[2]), int(part[3])) for part in parts if part]
     coords = {"concept": list(concepts), "head": list(heads)}
-    return xr.DataArray(values, dims=("concept", "head"), coords=coords)
+    table = xr.DataArray(values, dims=("concept", "head"), coords=coords)
+    return table.isel(head=sorted(range(len(heads)), key=rank.__getitem__))
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    return [name for name, times in Counter(names).items() if times > 1]
+
+
+def _normed(scores: xr.DataArray, source: Path) -> xr.DataArray:
+    """`scores` (concept, head) themselves, if they are head relevance: 0 or more, each row 0 or of L1 norm H."""
+    if not (np.isfinite(scores.values) & (scores.values >= 0)).all():
+        raise ValueError(f"{source} holds values that are negative or no numbers; head relevance is 0 or more.")
+    heads, norms = scores.sizes["head"], scores.sum("head").values
+    for concept, norm in zip(scores["concept"].values, norms, strict=True):
+        if norm and abs(norm - heads) > 0.01 * heads:
+            raise ValueError(f"{source}: the row of {concept} has an L1 norm of {norm:.4g}; {heads} was expected.")
+    return scores

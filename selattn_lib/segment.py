@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
-from .models import quietly
+from .models import explained, quietly
+
+SEGMENTERS = ("emoji-sd", "grounded-sam", "sam3")
+WEIGHTS: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
 
 
 class Segmenter(Protocol):
@@ -19,15 +23,21 @@ class Segmenter(Protocol):
 
 @quietly()
 def load_segmenter(name: str = "emoji-sd", *, device: str = "cpu") -> Segmenter:
-    """ "emoji-sd": the shipped segmenter of the embedded world; "grounded-sam": Grounding DINO and SAM from the hub.
+    """ "emoji-sd": the shipped segmenter of the embedded world; "grounded-sam": Grounding DINO and SAM from the hub;
+    "sam3": SAM 3 from the hub, by text.
 
-    Raises ValueError for any other name.
+    Raises ValueError for any other name, OSError if the hub does not give a model away, with what to do.
     """
-    if name == "emoji-sd":
+    if check_segmenter(name) == "emoji-sd":
         return EmojiSegmenter(device)
-    if name == "grounded-sam":
-        return GroundedSAM(device)
-    raise ValueError(f"no segmenter {name!r}: expected emoji-sd or grounded-sam")
+    return GroundedSAM(device) if name == "grounded-sam" else Sam3(device)
+
+
+def check_segmenter(name: str) -> str:
+    """`name` itself, if there is such a segmenter; ValueError naming them all otherwise."""
+    if name not in SEGMENTERS:
+        raise ValueError(f"no segmenter {name!r}: expected one of {', '.join(SEGMENTERS)}")
+    return name
 
 
 class EmojiSegmenter:
@@ -69,46 +79,125 @@ class EmojiSegmenter:
         return masks
 
 
-class GroundedSAM:
-    """Grounded-SAM as in the paper: Grounding DINO finds a box for the phrase, SAM draws the mask in it.
+class Detection(NamedTuple):
+    """What was found of a phrase in an image.
 
-    The box of the highest score counts; no box above `box_threshold` gives an empty mask.
+    `mask` (y, x) bool; `box` (4) left, top, right, bottom in pixels, and `score` in [0, 1], of the detection that the
+    mask is of; `detections`, the number that scored above the threshold. The outcomes are: one detection; several,
+    of which the highest score counts; a detection whose mask is empty; none, and then the mask is empty, and box and
+    score are not a number.
+    """
+
+    mask: np.ndarray
+    box: np.ndarray
+    score: float
+    detections: int
+
+
+class Detector:
+    """A segmenter that detects first; a subclass says how, in `detect`."""
+
+    def detect(self, images: Sequence[Image.Image], phrases: Sequence[str]) -> list[Detection]:
+        """The `Detection` of each phrase in its image, all images in one batch."""
+        raise NotImplementedError
+
+    def __call__(self, images: Sequence[Image.Image], phrases: Sequence[str]) -> list[np.ndarray]:
+        return [found.mask for found in self.detect(images, phrases)]
+
+
+def nothing_in(image: Image.Image) -> Detection:
+    return Detection(np.zeros((image.height, image.width), bool), np.full(4, np.nan, np.float32), np.nan, 0)
+
+
+class GroundedSAM(Detector):
+    """Grounded-SAM as in the paper: Grounding DINO finds boxes for the phrase, SAM draws the mask in the best.
+
+    Boxes count from a score of `box_threshold` up. `detector`, `segmenter`: hub ids or local folders.
+    Raises OSError if one of them cannot be loaded, with what to do.
     """
 
     DETECTOR, SEGMENTER = "IDEA-Research/grounding-dino-base", "facebook/sam-vit-huge"
 
     def __init__(self, device: str = "cpu", *, detector: str = DETECTOR, segmenter: str = SEGMENTER,
                  box_threshold: float = 0.3) -> None:  # fmt: skip
-        from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, SamModel, SamProcessor
+        from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor, SamModel, SamProcessor
 
         self.box_threshold, self.device = box_threshold, device
-        weights: Any = {"dtype": torch.float32, "use_safetensors": True}
-        self.detector = AutoModelForZeroShotObjectDetection.from_pretrained(detector, **weights).to(device).eval()
-        self.detector_processor = AutoProcessor.from_pretrained(detector)
-        self.segmenter = SamModel.from_pretrained(segmenter, **weights).to(device).eval()
-        self.segmenter_processor = SamProcessor.from_pretrained(segmenter)
+        with explained("grounded-sam", detector):
+            self.detector = GroundingDinoForObjectDetection.from_pretrained(detector, **WEIGHTS).to(device).eval()
+            self.detector_processor = GroundingDinoProcessor.from_pretrained(detector, trust_remote_code=False)
+        with explained("grounded-sam", segmenter):
+            self.segmenter = SamModel.from_pretrained(segmenter, **WEIGHTS).to(device).eval()
+            self.segmenter_processor = SamProcessor.from_pretrained(segmenter, trust_remote_code=False)
 
     @torch.no_grad()
-    def __call__(self, images: Sequence[Image.Image], phrases: Sequence[str]) -> list[np.ndarray]:
-        masks = []
-        for image, phrase in zip([image.convert("RGB") for image in images], phrases, strict=True):
-            box = self._box(image, phrase)
-            masks.append(np.zeros((image.height, image.width), bool) if box is None else self._mask(image, box))
-        return masks
+    def detect(self, images: Sequence[Image.Image], phrases: Sequence[str]) -> list[Detection]:
+        images = [image.convert("RGB") for image in images]
+        found = [nothing_in(image) for image in images]
+        boxes = self._boxes(images, phrases)
+        seen = [i for i, each in enumerate(boxes) if len(each["scores"])]
+        best = [boxes[i]["boxes"][boxes[i]["scores"].argmax()].tolist() for i in seen]
+        for i, box, mask in zip(seen, best, self._masks([images[i] for i in seen], best), strict=True):
+            scores = boxes[i]["scores"]
+            found[i] = Detection(mask, np.array(box, np.float32), float(scores.max()), len(scores))
+        return found
 
-    def _box(self, image: Image.Image, phrase: str) -> list[float] | None:
-        """(left, top, right, bottom) in pixels of the likeliest detection, or None."""
-        inputs = self.detector_processor(images=image, text=f"{phrase.lower()}.", return_tensors="pt").to(self.device)
-        found = self.detector_processor.post_process_grounded_object_detection(
+    def _boxes(self, images: list[Image.Image], phrases: Sequence[str]) -> list[dict[str, torch.Tensor]]:
+        """`boxes` (detection, 4) in pixels and `scores` (detection) of each image."""
+        text = [f"{phrase.lower()}." for phrase in phrases]
+        inputs = self.detector_processor(images=images, text=text, padding=True, return_tensors="pt").to(self.device)
+        return self.detector_processor.post_process_grounded_object_detection(
             self.detector(**inputs), inputs.input_ids, threshold=self.box_threshold,
-            target_sizes=[(image.height, image.width)],
-        )[0]  # fmt: skip
-        return found["boxes"][found["scores"].argmax()].tolist() if len(found["boxes"]) else None
+            target_sizes=[(image.height, image.width) for image in images],
+        )  # fmt: skip
 
-    def _mask(self, image: Image.Image, box: list[float]) -> np.ndarray:
-        inputs = self.segmenter_processor(image, input_boxes=[[box]], return_tensors="pt")
+    def _masks(self, images: list[Image.Image], boxes: list[list[float]]) -> list[np.ndarray]:
+        if not images:
+            return []
+        inputs = self.segmenter_processor(images, input_boxes=[[box] for box in boxes], return_tensors="pt")
         out = self.segmenter(**inputs.to(self.device, torch.float32), multimask_output=False)
         masks = self.segmenter_processor.post_process_masks(
             out.pred_masks.cpu(), inputs["original_sizes"].cpu(), inputs["reshaped_input_sizes"].cpu()
         )
-        return masks[0][0, 0].numpy()
+        return [mask[0, 0].numpy() for mask in masks]
+
+
+class Sam3(Detector):
+    """SAM 3, which finds and segments what a phrase names by itself; of several instances the highest score counts.
+
+    Instances count from a score of `threshold` up. `source`: a hub id (its terms must be accepted there first) or a
+    local folder. Raises OSError if it cannot be loaded, with what to do.
+    """
+
+    SOURCE = "facebook/sam3"
+
+    def __init__(self, device: str = "cpu", *, source: str = SOURCE, threshold: float = 0.3) -> None:
+        from transformers import CLIPTokenizer, Sam3Model
+
+        self.threshold, self.device = threshold, device
+        with explained("sam3", source):
+            self.model = Sam3Model.from_pretrained(source, **WEIGHTS).to(device).eval()
+            self.tokenizer = CLIPTokenizer.from_pretrained(source)
+
+    @torch.no_grad()
+    def detect(self, images: Sequence[Image.Image], phrases: Sequence[str]) -> list[Detection]:
+        side = self.model.config.vision_config.image_size
+        square = [np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)) for image in images]
+        pixels = torch.from_numpy(np.stack(square)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        length = self.model.config.text_config.max_position_embeddings
+        text = self.tokenizer(
+            list(phrases), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+        out = self.model(pixel_values=pixels.to(self.device), **text.to(self.device))
+        scores = (out.pred_logits.sigmoid() * out.presence_logits.sigmoid()).cpu()  # (image, instance)
+        found = []
+        for i, image in enumerate(images):
+            best, detections = scores[i].argmax(), int((scores[i] > self.threshold).sum())
+            if not detections:
+                found.append(nothing_in(image))
+                continue
+            size = (image.height, image.width)
+            mask = F.interpolate(out.pred_masks[i, best][None, None].sigmoid().cpu(), size, mode="bilinear")[0, 0] > 0.5
+            box = out.pred_boxes[i, best].cpu().numpy() * [image.width, image.height, image.width, image.height]
+            found.append(Detection(mask.numpy(), box.astype(np.float32), float(scores[i, best]), detections))
+        return found

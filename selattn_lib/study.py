@@ -6,31 +6,36 @@ the study's fields and the unit alone.
 """
 
 import ast
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 import xarray as xr
-import zarr
-from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from tqdm import tqdm
 
 from .capture import capture
-from .concepts import benchmark_words, check_concept, load_concepts
-from .models import EMBEDDED, load_pipeline, model_source
+from .concepts import benchmark_words, check_concept, load_concepts, read_lines
+from .heads import cross_attention_heads
+from .models import EMBEDDED, load_pipeline, model_source, unet_layout
 from .relevance import HeadRelevance, load_hrv, score_heads
-from .segment import load_segmenter
+from .segment import Detector, check_segmenter, load_segmenter
+from .store import Store
 
 GUIDANCE = {EMBEDDED: 3.0}  # where the paper's 7.5 oversaturates the pictures
 PARTS = ("text_encoder", "unet", "vae")  # of a model, whose weights decide a study
-FORMAT = 1  # of the stores; changes when old ones must not be read
+FORMAT = 2  # of the stores; changes when old ones must not be read
 
 
 def runs_folder() -> Path:
@@ -91,12 +96,15 @@ class Stored(BaseModel):
     def _complete(cls, fields: dict[str, Any]) -> dict[str, Any]:
         model = str(fields.get("model", EMBEDDED))
         source = model_source(model)
-        if not fields.get("revision") and Path(source).is_dir():  # local weights may change under one name
+        if Path(source).is_dir():  # local weights may change under one name
             digest = hashlib.sha256()
             for path in sorted(Path(source).glob("*/*.safetensors")):
                 if path.parent.name in PARTS or (cls.judged and path.parent.name == "segmenter"):
                     digest.update(path.read_bytes())
-            fields = {**fields, "revision": digest.hexdigest()[:12]}
+            revision = digest.hexdigest()[:12]
+            if fields.get("revision", "") not in ("", revision):
+                raise ValueError(f"revision {fields['revision']!r}: the weights in {source} are of revision {revision}")
+            fields = {**fields, "revision": revision}
         if "guidance" in cls.model_fields and fields.get("guidance") is None:
             fields = {**fields, "guidance": GUIDANCE.get(model, 7.5)}
         return fields
@@ -110,7 +118,7 @@ class Stored(BaseModel):
 
     @cached_property
     def pipe(self) -> Any:
-        return load_pipeline(self.model)
+        return load_pipeline(self.model, revision=self.revision or None)
 
     @property
     def size(self) -> int:
@@ -125,54 +133,122 @@ class Stored(BaseModel):
         """What `run` returns, made from all that is stored."""
         return stored
 
-    def run(self) -> Any:
-        """Compute what is not stored yet, with a progress bar, and return the results."""
+    def run(self, workers: Any = None) -> Any:
+        """Compute what is not stored yet, with a progress bar, and return the results.
+
+        `workers`: 0, to compute in this process; a number of processes to start here; or where a `dask.distributed`
+        cluster is, as the address of its scheduler ("tcp://...") or as a cluster object, such as dask-jobqueue's.
+        By default what `$SELATTN_WORKERS` says, else 0. Workers need this library, the model and as many threads as
+        this process; they hand results to this process, which alone writes, and what a lost worker was at is done
+        by another. A script that starts processes must do so under `if __name__ == "__main__":`.
+
+        A run that is killed, or finds the disk full, goes on where it was when it is started again; units whose files
+        were damaged are computed again; a second process on the same study waits for the first. The results are the
+        same bits in all these cases, on one type of device.
+
+        Raises OSError if the disk is full or the model cannot be loaded, MemoryError if a single unit does not fit.
+        """
+        return self.results(self.stored(workers))
+
+    def stored(self, workers: Any = None) -> xr.Dataset:
+        """`run`, up to the variables of all units, each read from the disk only where it is used."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        with _alone(self.folder):
+            try:
+                return self._completed(workers_wanted(workers))
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                text = f"the disk of {self.folder} is full; what is computed is kept: free some space, then run again"
+                raise OSError(errno.ENOSPC, text) from error
+
+    def _completed(self, workers: Any) -> xr.Dataset:
         (self.folder / "study.json").write_text(self.model_dump_json(indent=1))
-        store = zarr.open_group(self.folder / "data.zarr", mode="a")
-        done = store.require_array("done", shape=(self.size,), chunks=(1,), dtype="uint8", dimension_names=["image"])
+        store = Store(self.folder, self.size)
         batches = [range(i, min(i + self.batch, self.size)) for i in range(0, self.size, self.batch)]
-        missing = [units for units in batches if not np.all(done[units.start : units.stop])]
+        missing = [units for units in batches if not all(map(store.has, units))]
         if missing:
             with tqdm(total=self.size, initial=self.size - sum(map(len, missing)), desc=self.label) as bar:
-                for units in missing:
-                    self._keep(store, units, self.compute(units))
-                    done[units.start : units.stop] = 1
+                for units, found in self._mapped(missing, workers):
+                    store.keep(units, found)
                     bar.update(len(units))
-        return self.results(self._open(store))
+        return store.open()
+
+    def _mapped(self, batches: Sequence[range], workers: Any) -> Iterator[tuple[range, xr.Dataset]]:
+        """`computed` of each batch of units, here and in order or on workers and as they come."""
+        if not workers:
+            yield from ((units, self.computed(units)) for units in batches)
+            return
+        try:
+            from distributed import Client, as_completed
+        except ImportError as error:
+            raise ImportError(f"workers={workers!r} needs dask: pip install 'selattn_lib[cluster]'") from error
+        local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+        with Client(**local) if isinstance(workers, int) else Client(workers) as client:
+            job = {"kind": type(self), "fields": self.model_dump_json(), "threads": torch.get_num_threads()}
+            yield from (found for _, found in as_completed(client.map(_on_worker, batches, **job), with_results=True))
+
+    def computed(self, units: Sequence[int]) -> xr.Dataset:
+        """`compute`, in halves if memory runs out, and again in halves if need be.
+
+        A picture's last bits depend on how many are computed together (rounding differs by the shape of a matrix
+        product), which is why `batch` is part of a study. The variable `batch` (image) of the results says how many
+        were: less than the study's own where memory ran out, and there the bits are those of a smaller batch.
+        """
+        try:
+            return self.compute(units).assign(batch=("image", np.full(len(units), len(units), np.uint16)))
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            reason = str(error).splitlines()[0]
+        if len(units) == 1:
+            raise MemoryError(f"{self.label}: no memory for even one image at a time ({reason})")
+        clear_device_cache(garbage_collection=True)
+        half = len(units) // 2
+        return xr.concat([self.computed(units[:half]), self.computed(units[half:])], "image")
 
     @property
     def label(self) -> str:
         return f"{type(self).__name__} on {self.model}"
 
-    def _keep(self, store: zarr.Group, units: range, found: xr.Dataset) -> None:
-        """Write some units: pictures as PNG, everything else as one zarr chunk an image."""
-        for name, values in found.data_vars.items():
-            if name == "image_rgb":
-                (self.folder / "images").mkdir(exist_ok=True)
-                for unit, picture in zip(units, values.values, strict=True):
-                    Image.fromarray(picture).save(self._picture(unit))
-                continue
-            shape = values.shape[1:]
-            array = store.require_array(
-                str(name), shape=(self.size, *shape), chunks=(1, *shape), dtype=values.dtype,
-                dimension_names=[str(d) for d in values.dims],
-            )  # fmt: skip
-            array[units.start : units.stop] = values.values
-        fixed = {str(k): [list(c.dims), c.values.tolist()] for k, c in found.coords.items() if "image" not in c.dims}
-        store.attrs.update({"coords": fixed, "attrs": dict(found.attrs)})
 
-    def _open(self, store: zarr.Group) -> xr.Dataset:
-        stored = xr.open_zarr(store.store, consolidated=False).load().drop_vars("done")
-        if (self.folder / "images").exists():
-            pictures = np.stack([np.asarray(Image.open(self._picture(i))) for i in range(self.size)])
-            stored["image_rgb"] = (("image", "y", "x", "rgb"), pictures)
-        fixed: Any = store.attrs["coords"]
-        stored = stored.assign_coords({name: (dims, values) for name, (dims, values) in fixed.items()})
-        return stored.assign_attrs(store.attrs["attrs"])  # type: ignore[arg-type]
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which ends with the process, however it ends."""
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another process, which computes {folder}", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
-    def _picture(self, unit: int) -> Path:
-        return self.folder / "images" / f"{unit:05d}.png"
+
+def workers_wanted(workers: Any = None) -> Any:
+    """`workers` of `Stored.run`: as given, else what `$SELATTN_WORKERS` says, as a number if it is one, else 0.
+
+    Raises ValueError unless it is 0 or more, a scheduler's address such as tcp://host:8786, or a cluster object.
+    """
+    wanted = _literal(os.environ.get("SELATTN_WORKERS", 0) if workers is None else workers)
+    number = isinstance(wanted, int) and not isinstance(wanted, bool) and wanted >= 0
+    address = isinstance(wanted, str) and "://" in wanted
+    if not (number or address or hasattr(wanted, "scheduler_address")):
+        raise ValueError(f"workers={wanted!r}: expected 0 or more, or a scheduler's address such as tcp://host:8786")
+    return wanted
+
+
+def _on_worker(units: range, kind: type[Stored], fields: str, threads: int) -> tuple[range, xr.Dataset]:
+    torch.set_num_threads(threads)  # which decides bits on a CPU
+    return units, _study(kind, fields).computed(units)
+
+
+@lru_cache(maxsize=1)
+def _study(kind: type[Stored], fields: str) -> Stored:
+    """One study, and so one model, in a worker's memory at a time."""
+    return kind(**json.loads(fields))
 
 
 class _Maps(Stored):
@@ -193,7 +269,11 @@ class _Maps(Stored):
 
 
 class _Generated(_Maps):
-    """Units are images drawn by the model, with masks by a segmenter: the model's own by default."""
+    """Units are images drawn by the model, with masks by a segmenter: the model's own by default, or Grounded-SAM.
+
+    A segmenter that detects first adds `{mask}_box` (image, side: left, top, right, bottom) in pixels, `{mask}_score`
+    and `{mask}_detections` (image), see `selattn_lib.segment.Detection`.
+    """
 
     judged: ClassVar[bool] = True
 
@@ -207,7 +287,8 @@ class _Generated(_Maps):
         raise NotImplementedError
 
     def compute(self, units: Sequence[int]) -> xr.Dataset:
-        chosen = [self.units()[i] for i in units]
+        every = self.units()
+        chosen = [every[i] for i in units]
         with capture(self.pipe, words=[[u["subject"]] for u in chosen]) as maps:
             images = generate(
                 self.pipe, [u["prompt"] for u in chosen], [u["seed"] for u in chosen],
@@ -216,14 +297,37 @@ class _Generated(_Maps):
         found = halved(maps.dataset())
         found["image_rgb"] = (("image", "y", "x", "rgb"), np.stack([np.asarray(i) for i in images]))
         for name in self.phrases(chosen[0]):
-            masks = self.judge(images, [self.phrases(u)[name] for u in chosen])
+            wanted = [self.phrases(u)[name] for u in chosen]
+            if isinstance(self.judge, Detector):
+                masks, boxes, scores, detections = zip(*self.judge.detect(images, wanted), strict=True)
+                found[f"{name}_box"] = (("image", "side"), np.stack(boxes))
+                found[f"{name}_score"] = ("image", np.array(scores, np.float32))
+                found[f"{name}_detections"] = ("image", np.array(detections, np.uint16))
+            else:
+                masks = self.judge(images, wanted)
             found[name] = (("image", "y", "x"), np.stack(masks))
         return found
 
+    def results(self, stored: xr.Dataset) -> xr.Dataset:
+        """Adds the coordinate `{mask}_outcome` (image) of each mask: "found", "several found" (the highest score
+        counts), "empty mask" or "not found", the last two with a mask of nothing."""
+        stored = super().results(stored)
+        for name in self.phrases(self.units()[0]):
+            number = stored.get(f"{name}_detections", xr.ones_like(stored["seed"])).values
+            empty = np.array([not stored[name][i].values.any() for i in range(self.size)])
+            outcome = np.select([number == 0, empty, number > 1], ["not found", "empty mask", "several found"], "found")
+            stored = stored.assign_coords({f"{name}_outcome": ("image", outcome)})
+        return stored
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_segmenter(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        default = EMBEDDED if fields.get("model", EMBEDDED) == EMBEDDED else "grounded-sam"
+        return {**fields, "segmenter": check_segmenter(fields.get("segmenter") or default)}
+
     @cached_property
     def judge(self) -> Any:
-        default = EMBEDDED if self.model == EMBEDDED else "grounded-sam"
-        return load_segmenter(self.segmenter or default, device=str(self.pipe.device))
+        return load_segmenter(self.segmenter, device=str(self.pipe.device))
 
 
 class _Benchmark(_Maps):
@@ -311,7 +415,8 @@ class KnownTruthStudy(_Benchmark):
     def compute(self, units: Sequence[int]) -> xr.Dataset:
         from .emoji.scenes import HELD_OUT, compose
 
-        pipe, chosen, times = self.pipe, [self.units()[i] for i in units], torch.tensor(self.timesteps)
+        pipe, every, times = self.pipe, self.units(), torch.tensor(self.timesteps)
+        chosen = [every[i] for i in units]
         scenes = [
             compose(np.random.default_rng([HELD_OUT, self.seed, i]), [(self.concept, u["subject"])], u["prompt"])
             for i, u in zip(units, chosen, strict=True)
@@ -332,23 +437,38 @@ class KnownTruthStudy(_Benchmark):
 
 
 class RelevanceStudy(Stored):
-    """Head relevance vectors (Eq. 3) of `concepts`, counted while `images` varied prompts are generated."""
+    """Head relevance vectors (Eq. 3) of `concepts`, counted while `images` varied prompts are generated.
+
+    The prompts are "a photo of a {word}" over the concepts' words, unless others are given: `classes`, to be put as
+    "a photo of a {class}.", and `texts`, to be used as they are. Each is a list, or the path of a text file with one a
+    line; "imagenet" names the 1,000 classes of ILSVRC 2012. The HRV paper's 2,100 images are those and 1,100 texts.
+    They come in a seeded order, again and again if there are fewer than `images`.
+    """
 
     images: int = Field(default=120, ge=2)
     steps: int = Field(default=50, ge=1, le=1000)
     guidance: float = Field(default=7.5, ge=1, description="None: the model's own")
     seed: int = 0
     start_token: bool = False
+    classes: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+
+    @field_validator("classes", "texts", mode="before")
+    @classmethod
+    def _read_lines(cls, given: Any) -> Any:
+        return read_lines(given) if isinstance(given, str | Path) and given else given or ()
 
     @property
     def size(self) -> int:
         return self.images
 
     def prompts(self) -> list[str]:
-        """ "a photo of a {word}", over all words of the concepts in a seeded order, as often as it takes."""
+        """The prompt of every image."""
         words = sorted({w.lower() for ws in concepts_of(self.model).values() for w in ws})
-        order = np.random.default_rng(self.seed).permutation(len(words))
-        return [f"a photo of a {words[order[i % len(words)]]}" for i in range(self.images)]
+        every = [f"a photo of a {name}." for name in self.classes] + list(self.texts)
+        every = every or [f"a photo of a {word}" for word in words]
+        order = np.random.default_rng(self.seed).permutation(len(every))
+        return [every[order[i % len(every)]] for i in range(self.images)]
 
     def compute(self, units: Sequence[int]) -> xr.Dataset:
         prompts = self.prompts()
@@ -364,13 +484,23 @@ class RelevanceStudy(Stored):
 
     def counts(self) -> xr.DataArray:
         """Votes (image, concept, head) of every image, for split halves; runs what is missing."""
-        self.run()
-        return self._open(zarr.open_group(self.folder / "data.zarr", mode="r"))["counts"].astype(int)
+        return self.stored()["counts"].astype(int)
 
 
 def relevance_for(model: str, hrv: str = "", **fields: Any) -> HeadRelevance:
-    """The head relevance to use with a model: read from `hrv` if given, else measured by a `RelevanceStudy`."""
-    return load_hrv(hrv) if hrv else RelevanceStudy(model=model, **fields).run()
+    """The head relevance to use with a model: read from `hrv` if given, else measured by a `RelevanceStudy`.
+
+    Raises ValueError if what is read is not about the model's heads.
+    """
+    if not hrv:
+        return RelevanceStudy(model=model, **fields).run()
+    relevance, heads = load_hrv(hrv), cross_attention_heads(unet_layout(model)).names
+    if (found := relevance.scores["head"].values.tolist()) != heads:
+        raise ValueError(
+            f"hrv={hrv!r} is about {len(found)} heads, {found[0]!r} to {found[-1]!r}; {model} has {len(heads)}, "
+            f"{heads[0]!r} to {heads[-1]!r}: expected head relevance of a model of the same layout"
+        )
+    return relevance
 
 
 def generate(

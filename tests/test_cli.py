@@ -58,6 +58,30 @@ def test_a_failed_run_leaves_the_good_notebook_and_says_why(tmp_path: Path, caps
     assert [path.name for path in out.iterdir()] == ["a.ipynb"]
 
 
+def test_a_parameter_that_no_notebook_has_is_refused_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    touched = tmp_path / "touched"
+    one = write_notebook(tmp_path / "in" / "a.ipynb", "heads = 30", f"open({str(touched)!r}, 'a').write('a')")
+    two = write_notebook(tmp_path / "in" / "b.ipynb", "seeds = 1", f"open({str(touched)!r}, 'a').write('b')")
+    arguments = ["run", str(one), str(two), "--out", str(tmp_path / "out"), "-p", "heads", "20"]
+    assert cli.main([*arguments, "-p", "seed", "2"]) == 1
+    assert "no parameter seed in these notebooks: expected some of heads, seeds" in capsys.readouterr().err
+    assert cli.main([*arguments, "--workers", "many"]) == 1
+    assert "workers='many': expected" in capsys.readouterr().err
+    assert not touched.exists()
+    assert cli.main(arguments) == 0  # each notebook gets the parameters that it has
+    assert touched.read_text() == "ab"
+
+
+def test_workers_reach_the_notebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SELATTN_WORKERS", "0")  # put back at the end
+    show = "import os; print(os.environ['SELATTN_WORKERS'])"
+    notebook = write_notebook(tmp_path / "in" / "a.ipynb", "heads = 30", show)
+    assert cli.main(["run", str(notebook), "--out", str(tmp_path), "--workers", "tcp://node:8786"]) == 0
+    assert nbformat.read(tmp_path / "a.ipynb", as_version=4).cells[-1].outputs[0].text == "tcp://node:8786\n"
+
+
 def test_two_runs_give_one_and_the_same_notebook(tmp_path: Path) -> None:
     talk = "import sys, time\nfor i in range(3):\n    print(i, flush=True)\n    time.sleep(.05)\n"
     talk += "    print('10%', file=sys.stderr, flush=True)"

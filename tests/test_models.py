@@ -1,5 +1,12 @@
 """Loading models, and the segmenters."""
 
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -7,15 +14,15 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from tiny_sam import tiny_grounded_sam
+from tiny_sam import tiny_grounded_sam, tiny_sam3
 
 from selattn_lib.capture import capture
 from selattn_lib.concepts import load_concepts
 from selattn_lib.emoji.scenes import HELD_OUT, compose
 from selattn_lib.heads import cross_attention_heads
-from selattn_lib.models import load_pipeline, model_source
+from selattn_lib.models import load_pipeline, model_source, unet_layout
 from selattn_lib.relevance import load_hrv
-from selattn_lib.segment import GroundedSAM, load_segmenter
+from selattn_lib.segment import GroundedSAM, Sam3, load_segmenter
 from selattn_lib.study import generate
 
 
@@ -91,7 +98,92 @@ def test_a_folder_saved_by_diffusers_loads(tiny_pipe: StableDiffusionPipeline, t
     assert loaded.unet.dtype == torch.float64
 
 
-@pytest.mark.parametrize("name", ["nosuch", "./missing", "a/b/c"])
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def pickled(path: Path) -> None:
+    torch.save({}, path.with_suffix(".bin"))
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [cut, pickled, Path.unlink])
+@pytest.mark.parametrize(
+    "weights",
+    ["unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "tokenizer/tokenizer.json"],
+)
+def test_a_missing_or_damaged_file_is_one_sentence(
+    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, weights: str, damage: Callable[[Path], None]
+) -> None:
+    tiny_pipe.save_pretrained(tmp_path)
+    if weights.endswith("json"):
+        (tmp_path / weights).write_text("{")
+    else:
+        damage(tmp_path / weights)
+    with pytest.raises(OSError, match="a file there is missing or damaged, or is not one that is read") as error:
+        load_pipeline(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("where", ["unet", "_class_name"])
+def test_code_that_comes_with_a_model_is_not_run(
+    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, where: str
+) -> None:
+    tiny_pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps({**index, where: ["evil", "Evil"]}))
+    for folder in (tmp_path, tmp_path / "unet"):
+        (folder / "evil.py").write_text(f"open({str(tmp_path / 'made')!r}, 'w')\nclass Evil: pass\n")
+    with pytest.raises((OSError, ValueError), match="code is never run|expected a pipeline of a UNet"):
+        load_pipeline(tmp_path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_layout_of_a_unet_is_known_without_its_weights(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    tiny_pipe.save_pretrained(tmp_path)
+    for weights in tmp_path.glob("*/*.safetensors"):
+        weights.unlink()
+    assert cross_attention_heads(unet_layout(tmp_path)) == cross_attention_heads(tiny_pipe)
+    assert cross_attention_heads(unet_layout("sd14")) == cross_attention_heads(unet_layout("emoji-sd"))
+
+
+class Gate(BaseHTTPRequestHandler):
+    """A hub whose models all wait for their terms to be accepted."""
+
+    def do_HEAD(self) -> None:  # noqa: N802
+        self.send_response(403)
+        self.send_header("X-Error-Code", "GatedRepo")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_gated_model_says_where_to_accept_its_terms(tmp_path: Path) -> None:
+    """In a process of its own, as the hub's address is read once."""
+    server = HTTPServer(("127.0.0.1", 0), Gate)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    script = (
+        "import selattn_lib as sa\n"
+        "for load, name in (sa.load_pipeline, 'owner/model'), (sa.load_segmenter, 'sam3'):\n"
+        "    try: load(name)\n"
+        "    except OSError as error: print(error)\n"
+    )
+    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, **hub}, capture_output=True, text=True)
+    server.shutdown()
+    said = done.stdout.splitlines()
+    assert len(said) == 2, done.stderr
+    for line, source in zip(said, ("owner/model", "facebook/sam3"), strict=True):
+        assert line.endswith(f"accept its terms at https://huggingface.co/{source}, then log in with: hf auth login")
+
+
+@pytest.mark.parametrize(
+    "name", ["nosuch", "./missing", "a/b/c", "../x", "owner/..", "owner/a..b", "owner/a\nb", "~/x"]
+)
 def test_what_is_no_model_is_said_to_be_none(name: str) -> None:
     with pytest.raises(ValueError, match="expected emoji-sd"):
         model_source(name)
@@ -100,8 +192,10 @@ def test_what_is_no_model_is_said_to_be_none(name: str) -> None:
 def test_an_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match="emoji-sd needs neither"):
-        load_pipeline("nobody/nothing")
+    for load, name in ((load_pipeline, "nobody/nothing"), (load_segmenter, "grounded-sam"), (load_segmenter, "sam3")):
+        with pytest.raises(OSError, match="emoji-sd needs neither") as error:
+            load(name)  # type: ignore[operator]
+        assert "\n" not in str(error.value)
 
 
 def test_concept_tables() -> None:
@@ -171,3 +265,60 @@ def test_grounded_sam_segments_the_box_of_the_highest_score(grounded_sam: Ground
     np.testing.assert_allclose(boxes, [in_the_resized_picture] * 2, atol=1e-3)
     assert np.array_equal(several, one)
     assert drawn == [(1, 1, 1, 16, 16)] * 2, "the single mask, not the first of three guesses"
+
+
+def test_grounded_sam_keeps_box_score_and_number_in_a_batch(grounded_sam: GroundedSAM, picture: Image.Image) -> None:
+    """Three images, of which the threshold lets the detector find several, one and no detections."""
+    pictures = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 80, 3), np.uint8)) for i in range(6)]
+    grounded_sam.box_threshold = 0.0
+    alone = [grounded_sam.detect([each], ["bear"])[0] for each in pictures]
+    together = grounded_sam.detect(pictures, ["bear"] * 6)
+    for one, other in zip(alone, together, strict=True):
+        assert one.detections == other.detections == 5 and one.mask.shape == other.mask.shape
+        np.testing.assert_allclose(one.box, other.box, atol=1e-3)
+        assert one.score == pytest.approx(other.score, abs=1e-5) and (one.mask != other.mask).mean() < 0.01
+    order = np.argsort([found.score for found in together])
+    grounded_sam.box_threshold = together[order[2]].score + 1e-6
+    for place, found in enumerate(grounded_sam.detect([pictures[i] for i in order], ["bear"] * 6)):
+        if place <= 2:
+            assert not found.mask.any() and found.detections == 0 and np.isnan([found.score, *found.box]).all()
+        else:
+            assert found.detections >= 1
+            assert np.array_equal(found.box, together[order[place]].box)
+
+
+def test_grounded_sam_may_draw_a_mask_of_nothing(
+    grounded_sam: GroundedSAM, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grounded_sam.box_threshold = 0.0
+    monkeypatch.setattr(grounded_sam, "_masks", lambda images, boxes: [np.zeros((40, 80), bool) for _ in images])
+    [found] = grounded_sam.detect([picture], ["bear"])
+    assert not found.mask.any() and found.detections == 5 and np.isfinite([found.score, *found.box]).all()
+
+
+@pytest.fixture(scope="module")
+def sam3(tmp_path_factory: pytest.TempPathFactory) -> Sam3:
+    return Sam3(source=tiny_sam3(tmp_path_factory.mktemp("sam3")))
+
+
+def test_sam3_takes_the_instance_of_the_highest_score(sam3: Sam3, picture: Image.Image) -> None:
+    outputs: list = []
+    hook = sam3.model.register_forward_hook(lambda _, args, out: outputs.append(out))
+    sam3.threshold = 0.0
+    wide, high = sam3.detect([picture, picture.rotate(90, expand=True)], ["bear", "oak tree"])
+    hook.remove()
+    assert [wide.mask.shape, high.mask.shape] == [(40, 80), (80, 40)]
+    assert wide.detections == high.detections == 5
+    scores = outputs[0].pred_logits[1].sigmoid() * outputs[0].presence_logits[1].sigmoid()
+    best = int(scores.argmax())
+    assert high.score == pytest.approx(float(scores[best]))
+    np.testing.assert_allclose(high.box, outputs[0].pred_boxes[1, best].numpy() * [40, 80, 40, 80], rtol=1e-6)
+    drawn = outputs[0].pred_masks[1, best].sigmoid()
+    drawn = torch.nn.functional.interpolate(drawn[None, None], (80, 40), mode="bilinear")[0, 0]
+    assert np.array_equal(high.mask, (drawn > 0.5).numpy())
+
+    sam3.threshold = float(scores.topk(2).values.mean())
+    assert sam3.detect([picture.rotate(90, expand=True)], ["oak tree"])[0].detections == 1
+    sam3.threshold = 1.0
+    [nothing] = sam3.detect([picture], ["bear"])
+    assert nothing.detections == 0 and not nothing.mask.any() and np.isnan([nothing.score, *nothing.box]).all()

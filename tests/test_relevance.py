@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -229,15 +231,67 @@ def test_published_folder(tmp_path):
 
 def test_published_folder_of_the_papers_size(tmp_path, tiny_pipe):
     scores = np.random.default_rng(0).random((34, 128)).astype(np.float32)
+    scores *= 128 / scores.sum(axis=1, keepdims=True)
     write_published(tmp_path, scores, np.array(cross_attention_heads(tiny_pipe).names))
     hrv = HeadRelevance.load(tmp_path)
     assert hrv.top("Animals", 1)[0] == scores[0].argmax()
 
 
-def test_nothing_is_unpickled(tmp_path):
-    np.save(tmp_path / "hrv.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="allow_pickle=False"):
+def test_published_heads_are_put_in_order(tmp_path, tiny_pipe):
+    names = np.array(cross_attention_heads(tiny_pipe).names)
+    scores = np.random.default_rng(0).random((34, 128))
+    scores *= 128 / scores.sum(axis=1, keepdims=True)
+    mixed = np.random.default_rng(1).permutation(128)
+    write_published(tmp_path, scores[:, mixed], names[mixed])
+    hrv = HeadRelevance.load(tmp_path)
+    assert hrv.scores["head"].values.tolist() == names.tolist()
+    np.testing.assert_array_equal(hrv.scores, scores)
+
+
+@pytest.mark.parametrize(
+    "names, scores, message",
+    [
+        (["down, layer: 0, head: 0", "side, layer: 0, head: 1"], [[1, 1]], "side, layer: 0, head: 1"),
+        (["down, layer: 0, head: 0", "down, layer: 0, head: 0"], [[1, 1]], "each once"),
+        (["down, layer: 0, head: 0", "down, layer: 0, head: 1"], [[0.5, 0.5]], "Animals has an L1 norm of 1; 2 was"),
+        (["down, layer: 0, head: 0", "down, layer: 0, head: 1"], [[3, -1]], "negative or no numbers"),
+        (["down, layer: 0, head: 0", "down, layer: 0, head: 1"], [[2, np.nan]], "negative or no numbers"),
+    ],
+)
+def test_published_files_that_are_not_head_relevance(tmp_path, names, scores, message):
+    write_published(tmp_path, np.array(scores, dtype=np.float32), np.array(names))
+    with pytest.raises(ValueError, match=message):
         HeadRelevance.load(tmp_path, concepts=["Animals"])
+
+
+class Mischief:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_nothing_is_unpickled(tmp_path):
+    made = tmp_path / "made"
+    evil = np.array([Mischief(made)], dtype=object)
+    np.save(tmp_path / "hrv.npy", evil, allow_pickle=True)
+    np.savez(tmp_path / "hrv.npz", scores=evil, concepts=evil, heads=evil)
+    for path in (tmp_path, tmp_path / "hrv.npz"):
+        with pytest.raises(ValueError, match="hrv.np. is damaged, or pickled, and is not read"):
+            HeadRelevance.load(path, concepts=["Animals"])
+    assert not made.exists()
+    np.load(tmp_path / "hrv.npy", allow_pickle=True)
+    assert made.exists(), "the file is indeed harmful"
+
+
+def test_a_file_cut_short_is_said_to_be_damaged(counts, tmp_path):
+    HeadRelevance.from_counts(counts).save(tmp_path / "hrv.npz")
+    (tmp_path / "hrv.npz").write_bytes((tmp_path / "hrv.npz").read_bytes()[:300])
+    with pytest.raises(ValueError, match="hrv.npz is damaged"):
+        load_hrv(tmp_path / "hrv.npz")
 
 
 def test_files_that_are_not_there_or_not_ours(tmp_path):

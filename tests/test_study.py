@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from selattn_lib.study import DiagnosisStudy, KnownTruthStudy, RelevanceStudy, Study, check_selection
+from selattn_lib.relevance import load_hrv
+from selattn_lib.segment import Detection, Detector, nothing_in
+from selattn_lib.study import DiagnosisStudy, KnownTruthStudy, RelevanceStudy, Study, check_selection, relevance_for
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +30,9 @@ def small(**fields) -> Study:
         ({"guidance": 0.5}, "guidance=0.5"),
         ({"template": "photo"}, "{word}"),
         ({"colour": "red"}, "colour"),
+        ({"segmenter": "nosuch"}, "no segmenter 'nosuch'"),
+        ({"revision": "abc"}, "revision 'abc'"),
+        ({"model": "../../elsewhere"}, "no model '../../elsewhere'"),
     ],
 )
 def test_a_bad_field_is_named_in_one_sentence(fields: dict, said: str) -> None:
@@ -102,3 +107,52 @@ def test_relevance_does_not_depend_on_the_batch_and_splits_in_halves() -> None:
     assert votes.sizes["image"] == 4
     assert (votes.sum("concept") == votes.sum("concept").max()).all(), "one vote a call and head"
     assert len(set(study.prompts())) == 4
+
+
+class Fake(Detector):
+    """Says in turn: one, several, an empty mask, nothing."""
+
+    def detect(self, images: list, phrases: list[str]) -> list[Detection]:
+        shape, box = (images[0].height, images[0].width), np.array([1, 2, 3, 4], np.float32)
+        full, empty = np.ones(shape, bool), np.zeros(shape, bool)
+        said = [Detection(full, box, 0.9, 1), Detection(full, box, 0.8, 3), Detection(empty, box, 0.7, 1)]
+        return [*said, nothing_in(images[3])][: len(images)]
+
+
+def test_every_outcome_of_the_segmenter_shows_in_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selattn_lib.study.load_segmenter", lambda name, device: Fake())
+    found = small(batch=4, steps=1, segmenter="sam3").run()
+    assert found["truth_outcome"].values.tolist() == ["found", "several found", "empty mask", "not found"]
+    assert found["truth_detections"].values.tolist() == [1, 3, 1, 0]
+    np.testing.assert_array_equal(found["truth_box"][:, 0], [1, 1, 1, np.nan])
+    np.testing.assert_allclose(found["truth_score"], [0.9, 0.8, 0.7, np.nan])
+    assert found.truth.any(("y", "x")).values.tolist() == [True, True, False, False]
+
+
+def test_prompts_of_ones_own(runs: Path) -> None:
+    (runs / "mine.txt").write_text("a cat asleep\n\n  two dogs at sea  \n")
+    study = RelevanceStudy(images=6, classes=["tench", "quilt"], texts=str(runs / "mine.txt"))
+    every = {"a photo of a tench.", "a photo of a quilt.", "a cat asleep", "two dogs at sea"}
+    assert study.texts == ("a cat asleep", "two dogs at sea")
+    assert set(study.prompts()[:4]) == every and study.prompts()[4:] == study.prompts()[:2]
+    assert study.folder != RelevanceStudy(images=6).folder, "what is in the file decides the folder"
+    (runs / "same.txt").write_text("a cat asleep\ntwo dogs at sea")
+    assert study == RelevanceStudy(images=6, classes=["tench", "quilt"], texts=runs / "same.txt")
+    paper = RelevanceStudy(images=1000, classes="imagenet").prompts()
+    assert len(paper) == 1000 and {"a photo of a zebra.", "a photo of a great white shark."} <= set(paper)
+    with pytest.raises(ValueError, match="texts='nosuch.txt': no file 'nosuch.txt': expected imagenet"):
+        RelevanceStudy(texts="nosuch.txt")
+    (runs / "empty.txt").write_text("\n")
+    with pytest.raises(ValueError, match="has no lines"):
+        RelevanceStudy(classes=str(runs / "empty.txt"))
+
+
+def test_head_relevance_of_another_model_is_refused(runs: Path) -> None:
+    names = [f"down, layer: {layer}, head: {head}" for layer in range(13) for head in range(100)]
+    np.save(runs / "hrv.npy", np.ones((34, 1300), np.float32))
+    np.save(runs / "names.npy", np.array(names))
+    assert load_hrv(runs).scores.shape == (34, 1300)
+    for model in ("sd14", "emoji-sd"):
+        with pytest.raises(ValueError, match=f"is about 1300 heads, .*; {model} has 128, .*: expected head relevance"):
+            relevance_for(model, str(runs))
+    assert relevance_for("sd14", "emoji-sd").scores.sizes["head"] == 128

@@ -1,8 +1,9 @@
-"""Grounding DINO and SAM in their true classes, tiny and with random weights, saved with their processors."""
+"""Grounding DINO, SAM and SAM 3 in their true classes, tiny and with random weights, saved with their processors."""
 
 from pathlib import Path
 
 import torch
+from tiny_sd import WORDS, word_tokenizer
 from transformers import (
     BertConfig,
     BertTokenizer,
@@ -10,6 +11,8 @@ from transformers import (
     GroundingDinoForObjectDetection,
     GroundingDinoImageProcessorPil,
     GroundingDinoProcessor,
+    Sam3Config,
+    Sam3Model,
     SamConfig,
     SamImageProcessorPil,
     SamMaskDecoderConfig,
@@ -19,6 +22,7 @@ from transformers import (
     SamVisionConfig,
     SwinConfig,
 )
+from transformers.models.sam3.configuration_sam3 import Sam3VisionConfig, Sam3ViTConfig
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "a", "bear", "cat", "dog"]
 
@@ -39,6 +43,48 @@ def tiny_grounded_sam(folder: Path) -> tuple[str, str]:
     )
     SamProcessor(pictures).save_pretrained(paths[1])
     return paths
+
+
+def tiny_sam3(folder: Path) -> str:
+    """Folder of a SAM 3 with its tokenizer."""
+    torch.manual_seed(3)
+    tokenizer = word_tokenizer(WORDS)
+    layout = {"num_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 16}
+    backbone = Sam3ViTConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=56,
+        window_size=2,
+        global_attn_indexes=[1],
+        pretrain_image_size=28,
+    )
+    sizes = [[16, 16], [8, 8], [4, 4]]
+    vision = Sam3VisionConfig(backbone_config=backbone, fpn_hidden_size=16, backbone_feature_sizes=sizes)
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "projection_dim": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 20,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = Sam3Config(
+        vision_config=vision,
+        text_config=text,
+        geometry_encoder_config=layout,
+        detr_encoder_config=layout,
+        detr_decoder_config={**layout, "num_queries": 5},
+        mask_decoder_config={"hidden_size": 16, "num_attention_heads": 2},
+    )
+    Sam3Model(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def _detector() -> GroundingDinoForObjectDetection:

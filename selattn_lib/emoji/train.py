@@ -9,7 +9,9 @@ selattn_lib.emoji.train unet` trains the UNet on two.
 import argparse
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -306,7 +308,7 @@ Drawings it was trained on:
 """
 
 
-STAGES = {
+STAGES: dict[str, Callable[..., Any]] = {
     "autoencoder": train_autoencoder, "unet": train_unet, "segmenter": train_segmenter, "classifier": train_classifier,
 }  # fmt: skip
 
