@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_families
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DModel
 from PIL import Image
 from tiny_sam import tiny_grounded_sam
 
@@ -89,6 +90,22 @@ def test_a_folder_saved_by_diffusers_loads(tiny_pipe: StableDiffusionPipeline, t
     tiny_pipe.save_pretrained(tmp_path)
     loaded = load_pipeline(tmp_path, device="cpu", dtype=torch.float64)
     assert loaded.unet.dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
+def test_folders_of_the_other_families_load(name: str, tmp_path: Path) -> None:
+    pipe = getattr(tiny_families, f"build_{name}")()
+    pipe.save_pretrained(tmp_path)
+    loaded = load_pipeline(tmp_path, device="cpu")
+    assert type(loaded) is type(pipe)
+    assert len(cross_attention_heads(loaded)) == len(cross_attention_heads(pipe))
+
+
+def test_pipelines_of_another_kind_are_refused(tmp_path: Path) -> None:
+    DDPMPipeline(UNet2DModel(8, block_out_channels=(32,), down_block_types=("DownBlock2D",),
+                             up_block_types=("UpBlock2D",)), DDPMScheduler()).save_pretrained(tmp_path)  # fmt: skip
+    with pytest.raises(ValueError, match="is a DDPMPipeline with {'unet': 'UNet2DModel'}; expected a pipeline of a UN"):
+        load_pipeline(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["nosuch", "./missing", "a/b/c"])
