@@ -12,8 +12,11 @@ import torch.nn.functional as F
 from tiny_families import CLIP_TOKENS
 from tiny_sd import generate
 
-from selattn_lib.capture import capture
+from selattn_lib.capture import Tokens, _find, capture
 from selattn_lib.heads import cross_attention_heads
+from selattn_lib.relevance import score_heads
+
+CONCEPTS = {"Animals": ["bear", "cat", "lampcat"], "Things": ["desk", "oak tree"]}
 
 T5_TOKENS = 12
 FAMILIES = ["sd2", "sdxl", "sd3", "sd35", "flux"]
@@ -106,7 +109,7 @@ def test_batch_under_guidance_equals_the_models_own_attention_and_changes_nothin
     with attention_seen(pipe) as seen, capture(pipe, ["bear"]) as maps:
         captured = draw(name, **guided)
     assert np.array_equal(plain, captured)
-    assert count_all_hooks(pipe) == hooks == 0
+    assert count_all_hooks(pipe) == hooks  # transformers has some of its own
     if name == "flux":  # a call with the prompts, a call with the negative prompts, and so on
         assert {len(calls) for calls in seen} == {4}
         seen, first = [calls[::2] for calls in seen], 0
@@ -171,3 +174,145 @@ def test_heads_of_transformers():
         ("double", 0), ("double", 1), ("single", 0), ("single", 1), ("single", 2)
     ]  # fmt: skip
     assert heads.names[4] == "single, layer: 0, head: 0"
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
+def test_embeddings_made_elsewhere_with_their_prompt(name):
+    pipe = build(name)
+    length = {} if name == "sdxl" else {"max_sequence_length": T5_TOKENS}
+    others = {"prompt_2": None, "prompt_3": None} if name == "sd3" else {"prompt_2": None}
+    encoded = pipe.encode_prompt(prompt=PROMPTS[0], **others, **length)
+    if name == "flux":
+        embeddings = dict(zip(["prompt_embeds", "pooled_prompt_embeds"], encoded, strict=False))
+    else:
+        names = ["prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"]
+        embeddings = dict(zip(names, encoded, strict=True))
+    settings = {**embeddings, "height": 64, "width": 96, "num_inference_steps": 2, "output_type": "latent", **length}
+    with pytest.raises(ValueError, match=r"capture\(pipe, words, prompt=\.\.\.\)"), capture(pipe, ["bear"]):
+        pipe(**settings)
+    with capture(pipe, ["bear"], prompt=PROMPTS[0]) as maps:
+        pipe(generator=torch.Generator().manual_seed(0), **settings)
+    with capture(pipe, ["bear"]) as usual:
+        draw(name, PROMPTS[0])
+    for variable, values in maps.dataset().data_vars.items():
+        np.testing.assert_allclose(values, usual.dataset()[variable], atol=1e-5)
+
+
+def test_flux_prompts_that_cannot_be_told_from_negative_ones():
+    pipe = build("flux")
+    embedded, pooled, _ = pipe.encode_prompt(PROMPTS[0], None, max_sequence_length=T5_TOKENS)
+    settings = {"height": 64, "width": 96, "num_inference_steps": 2, "max_sequence_length": T5_TOKENS}
+    settings |= {"prompt_embeds": embedded, "pooled_prompt_embeds": pooled, "output_type": "latent"}
+    with pytest.raises(ValueError, match="ran once before calls under guidance"), capture(pipe, ["a"]):
+        pipe(negative_prompt="a dog", true_cfg_scale=2.0, **settings)
+    with pytest.raises(ValueError, match="ran twice but there is no guidance"), capture(pipe, ["a"]):
+        for prompt in PROMPTS:
+            pipe.encode_prompt(prompt, None, max_sequence_length=T5_TOKENS)
+        pipe(**settings)
+
+
+def test_flux_pixels_that_are_not_the_images_are_refused():
+    """As in pipelines that show the transformer a second image."""
+    pipe = build("flux")
+    text, pooled, text_ids = pipe.encode_prompt("a bear", None, max_sequence_length=T5_TOKENS)
+    ids = pipe._prepare_latent_image_ids(1, 4, 6, "cpu", torch.float32)
+    with pytest.raises(RuntimeError, match="48 pixels, where latents of"), torch.no_grad():
+        with capture(pipe, ["bear"], prompt="a bear"):
+            pipe.transformer(
+                torch.randn(1, 48, 16), text, pooled, torch.tensor([0.5]), torch.cat([ids, ids]), text_ids,
+                guidance=torch.tensor([3.5]),
+            )  # fmt: skip
+
+
+def test_sd3_skip_layer_guidance_does_not_count():
+    pipe = build("sd35")
+    with attention_seen(pipe) as seen, capture(pipe, ["bear"]) as maps:
+        draw("sd35", PROMPTS[0], steps=4, skip_guidance_layers=[1], skip_layer_guidance_stop=1.0)
+    assert [len(calls) for calls in seen] == [7, 4, 7]
+    seen = [[call for call in calls if len(call) == 2] for calls in seen]  # both halves, not the skipping call's one
+    assert_maps_equal("sd35", maps, seen, [1], BOTH[:1])
+
+
+def test_sd3_without_t5():
+    full = build("sd3")
+    pipe = type(full)(**{**full.components, "text_encoder_3": None, "tokenizer_3": None})
+    pipe.set_progress_bar_config(disable=True)
+    with attention_seen(pipe) as seen, capture(pipe, ["bear"]) as maps:
+        pipe(
+            PROMPTS[0], height=64, width=96, num_inference_steps=1, output_type="latent", max_sequence_length=T5_TOKENS
+        )
+    assert_maps_equal("sd3", maps, seen, [1], [CLIP[:1]])
+
+
+@pytest.mark.parametrize(
+    "prompt, word, covered",
+    [
+        ("a bear, and", "bear", ["\u2581bear"]),
+        ('a "Bear" on', "bear", list("Bear")),
+        ("a bear-cat", "cat", list("cat")),
+        ("a cat and a dog-cat", "cat#2", list("cat")),
+        ("a oak tree and", "oak tree", ["\u2581oak", "\u2581tree"]),
+        ("a lampcat", "lampcat", ["\u2581lamp", *"cat"]),
+        ("a lampcat", "cat", None),
+        ("a lampcat", "lamp", None),
+    ],
+)
+def test_t5_tokens_of_whole_words(prompt, word, covered):
+    tokenizer = build("flux").tokenizer_2
+    tokens = Tokens(tokenizer, tokenizer(prompt).input_ids, 0)
+    if covered is None:
+        with pytest.raises(ValueError, match="is not in the prompt"):
+            _find(word, tokens)
+    else:
+        assert tokenizer.convert_ids_to_tokens([tokens.ids[i] for i in _find(word, tokens)]) == covered
+
+
+def test_a_word_that_is_not_there_shows_the_tokens_of_every_tokenizer():
+    with pytest.raises(ValueError, match=r"'cat' .*'photo</w>'.*Ask.*'cat' .*'\u2581photo', '\u2581of'"):
+        with capture(build("sd3"), ["cat"]):
+            draw("sd3", PROMPTS[0])
+
+
+def test_sdxl_scores_heads_by_words_as_its_encoders_read_them():
+    pipe = build("sdxl")
+    with score_heads(pipe, CONCEPTS) as votes, capture(pipe, ["bear"]) as maps:
+        captured = draw("sdxl", PROMPTS[0])
+    assert np.array_equal(captured, draw("sdxl", PROMPTS[0]))
+    assert maps.dataset().sizes["image"] == 1
+    assert votes.counts().shape == (1, 2, 1300) and (votes.counts().sum("concept") == 2).all()
+    words = [word for words in CONCEPTS.values() for word in words]
+    with torch.no_grad():
+        states = pipe.encode_prompt(words, device="cpu", do_classifier_free_guidance=False)[0]
+    lengths = [len(pipe.tokenizer(word, add_special_tokens=False).input_ids) for word in words]
+    semantic = [state[1 : 1 + n] for state, n in zip(states, lengths, strict=True)]
+    torch.testing.assert_close(votes._tokens, torch.cat([states[0, :1], *semantic]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["sd35", "flux"])
+def test_joint_attention_cannot_be_scored(name):
+    with pytest.raises(ValueError, match="Expected: Stable Diffusion 1.x, 2.x or XL"):
+        with score_heads(build(name), CONCEPTS):
+            pass
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_fused_projections_are_refused_layer_by_layer(name):
+    network = network_of(build(name))
+    n_layers = len(cross_attention_heads(network).layers)
+    try:
+        network.fuse_qkv_projections()
+        with pytest.raises(ValueError, match="cannot be captured") as error:
+            cross_attention_heads(network)
+    finally:
+        build.cache_clear()
+    assert str(error.value).count("fused projections") == n_layers
+
+
+def test_a_compiled_network_is_refused():
+    pipe = build("sd2")
+    try:
+        pipe.unet.compile()
+        with pytest.raises(ValueError, match="UNet2DConditionModel: is compiled"), capture(pipe, ["bear"]):
+            pass
+    finally:
+        pipe.unet._compiled_call_impl = None

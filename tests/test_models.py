@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_families
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DModel
 from PIL import Image
 from tiny_sam import tiny_grounded_sam, tiny_sam3
 
@@ -184,6 +185,23 @@ def test_a_gated_model_says_where_to_accept_its_terms(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["nosuch", "./missing", "a/b/c", "../x", "owner/..", "owner/a..b", "owner/a\nb", "~/x"]
 )
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
+def test_folders_of_the_other_families_load(name: str, tmp_path: Path) -> None:
+    pipe = getattr(tiny_families, f"build_{name}")()
+    pipe.save_pretrained(tmp_path)
+    loaded = load_pipeline(tmp_path, device="cpu")
+    assert type(loaded) is type(pipe)
+    assert len(cross_attention_heads(loaded)) == len(cross_attention_heads(pipe))
+
+
+def test_pipelines_of_another_kind_are_refused(tmp_path: Path) -> None:
+    DDPMPipeline(UNet2DModel(8, block_out_channels=(32,), down_block_types=("DownBlock2D",),
+                             up_block_types=("UpBlock2D",)), DDPMScheduler()).save_pretrained(tmp_path)  # fmt: skip
+    with pytest.raises(ValueError, match="is a DDPMPipeline with {'unet': 'UNet2DModel'}; expected a pipeline of a UN"):
+        load_pipeline(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nosuch", "./missing", "a/b/c"])
 def test_what_is_no_model_is_said_to_be_none(name: str) -> None:
     with pytest.raises(ValueError, match="expected emoji-sd"):
         model_source(name)
