@@ -1,6 +1,5 @@
-"""What the book says of `emoji-sd`: sizes, training curve, nearness of words, quality; and its first figure."""
+"""What the book says of `emoji-sd`: sizes, training curve, nearness of words; and the first figure."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,11 +58,6 @@ def concept_similarity(pipe: Any) -> tuple[xr.DataArray, float]:
     names = list(concepts)
     matrix = xr.DataArray(blocks, {"concept": names, "other_concept": names}, ("concept", "other_concept"))
     return matrix, float((number[nearest] == number).mean())
-
-
-def quality() -> dict[str, Any]:
-    """The figures that `python -m selattn_lib.emoji.quality` wrote."""
-    return json.loads((WEIGHTS / "quality.json").read_text())
 
 
 def figure_one(path: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""The recipe of `emoji-sd`: autoencoder, text encoder, UNet, and its two judges; each resumes from its last checkpoint.
+"""The recipe of `emoji-sd`: autoencoder, text encoder, UNet, segmenter; each resumes from its last checkpoint.
 
     python -m selattn_lib.emoji.train all
 
@@ -23,7 +23,6 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from .art import SETS
-from .classifier import train_classifier
 from .scenes import compose_many
 from .segmenter import train_segmenter
 from .text import WIDTH, train_text_encoder
@@ -309,8 +308,10 @@ Drawings it was trained on:
 
 
 STAGES: dict[str, Callable[..., Any]] = {
-    "autoencoder": train_autoencoder, "unet": train_unet, "segmenter": train_segmenter, "classifier": train_classifier,
-}  # fmt: skip
+    "autoencoder": train_autoencoder,
+    "unet": train_unet,
+    "segmenter": train_segmenter,
+}
 
 
 def main() -> None:
