@@ -44,20 +44,14 @@ class Generation:
     prompts: list[Prompt] | None  # where known
     rows: slice  # the conditional rows of the network's batch, one an image
     images: int
-    first_call: Call
+    shape: torch.Size  # of the network's input
+    n_tokens: int  # of the text, padding included
     latent: tuple[int, int]  # height and width
+    device: torch.device
     negatives: int | None  # calls with the negative prompt to come before the next one that counts, where known
     calls: int = 0  # that counted
     timestep: Any = None  # of the last of them
     seen: set[int] = field(default_factory=set)  # layers
-
-    @property
-    def device(self) -> torch.device:
-        return self.first_call.sample.device
-
-    @property
-    def n_tokens(self) -> int:
-        return self.first_call.text.shape[1]
 
 
 class Tap:
@@ -71,10 +65,12 @@ class Tap:
         self.pipe = pipe
         self.family, self.network = find_family(pipe)
         self.heads = cross_attention_heads(pipe)
+        if pipe is self.network:
+            raise ValueError(f"{type(pipe).__name__}: expected the pipeline that it belongs to, for its tokenizers.")
         self.layers: Sequence[int] = range(len(self.heads.layers))
         self.generations: list[Generation] = []
         self._given = [prompt] if isinstance(prompt, str) else prompt
-        self._texts = self.family.texts(pipe) if pipe is not self.network else []
+        self._texts = self.family.texts(pipe)
         self._signature = inspect.signature(type(self.network).forward)
         self._attending = False
         self._forget()
@@ -82,7 +78,8 @@ class Tap:
     def _forget(self) -> None:
         self._encoded: list[list[list[list[int]]]] = [[] for _ in self._texts]  # token ids, since the last call
         self._generation: Generation | None = None
-        self._last: Call | None = None
+        self._first_call: Call | None = None  # of the generation
+        self._last_call: Call | None = None  # that counted
         self._outputs: dict[int, dict[str, torch.Tensor]] = {number: {} for number in self.layers}
 
     def start(self, generation: Generation) -> None:
@@ -141,19 +138,19 @@ class Tap:
         call, known = self.family.call(network, arguments), self._generation
         if known is None or any(self._encoded):
             known = self._generation = self._new_generation(call, self.family.latent(arguments))
+            self._first_call = call
             self.generations.append(known)
             self.start(known)
-        elif call.counts and call.sample.shape != known.first_call.sample.shape:
+        elif call.counts and call.sample.shape != known.shape:
             raise ValueError(
-                f"The network's input changed from {tuple(known.first_call.sample.shape)} to "
-                f"{tuple(call.sample.shape)} without the text encoder being called: use one `with` block for each "
-                "batch."
+                f"The network's input changed from {tuple(known.shape)} to {tuple(call.sample.shape)} "
+                "without the text encoder being called: use one `with` block for each batch."
             )
         elif not self.family.guided_in_batch and self._is_negative(call, known):
             call = Call(call.sample, call.text, call.timestep, counts=False)
         self._attending = call.counts
         if call.counts:
-            self._last, known.timestep = call, call.timestep
+            self._last_call, known.timestep = call, call.timestep
             self._attending = self.call(known)
             known.calls += 1
 
@@ -185,7 +182,8 @@ class Tap:
                 f"{images} images for {len(prompts)} prompts: the same number for each prompt was expected. "
                 "If `prompt` was given, it must have one entry for each row of embeddings."
             )
-        return Generation(prompts, slice(batch - images, batch), images, call, latent, negatives)
+        rows, tokens = slice(batch - images, batch), call.text.shape[1]
+        return Generation(prompts, rows, images, call.sample.shape, tokens, latent, call.sample.device, negatives)
 
     def _prompts(self, encoded: list[list[list[list[int]]]], n_tokens: int) -> list[Prompt] | None:
         """The tokens of each prompt, as given or as the text encoders saw them; None if neither."""
@@ -215,14 +213,14 @@ class Tap:
 
     def _is_negative(self, call: Call, known: Generation) -> bool:
         """Whether a call in a generation under way is the negative prompt's, on the sample of the last one."""
-        if _same(call.text, known.first_call.text):
+        if self._first_call is None or _same(call.text, self._first_call.text):
             if known.negatives:
                 raise ValueError(
                     "The text encoder ran twice but there is no guidance, so the prompts cannot be told apart. Say "
                     "what the prompts are: capture(pipe, words, prompt=...)."
                 )
             return False
-        if self._last is None or not _same(call.sample, self._last.sample):
+        if self._last_call is None or not _same(call.sample, self._last_call.sample):
             raise ValueError(
                 "The embeddings of the text changed without the text encoder being called: use one `with` block for "
                 "each batch."
@@ -363,7 +361,8 @@ class Capture(Tap):
         if self._per_timestep or not sums:
             sums.append(torch.zeros((len(query), pixels, selector.shape[-1]), device=query.device))
         unused, scale = query.new_empty(1), query.shape[-1] ** -0.5
-        step = max(1, MAX_LOGITS // (len(query) * key.shape[1]))
+        logits_at_once = MAX_LOGITS if query.device.type == "cpu" else 16 * MAX_LOGITS  # a GPU minds launches more
+        step = max(1, logits_at_once // (len(query) * key.shape[1]))
         for at in range(0, pixels, step):
             part = slice(at, at + step)
             logits = torch.baddbmm(unused, query[:, part], key.transpose(1, 2), beta=0, alpha=scale)
@@ -376,10 +375,10 @@ class Capture(Tap):
 
         One float32 variable a native resolution, `maps_{h}x{w}` with dimensions (image, word, head_{h}x{w},
         y_{h}x{w}, x_{h}x{w}) and values in [0, 1]. The coordinate `head_{h}x{w}` holds the heads' global
-        numbers, `place_{h}x{w}` their place (down, mid, up); `word` holds the words, or "subject" where each
-        prompt has its own. The attributes `height` and `width` are the image's size in pixels, `model` its
-        model, `n_heads` the number of heads of the model. With `per_timestep` the dimension `call` comes third, and
-        its coordinate `timestep` holds the calls' timesteps.
+        numbers, `place_{h}x{w}` their place (down, mid, up; joint; double, single); `word` holds the words, or
+        "subject" where each prompt has its own. The attributes `height` and `width` are the image's size in pixels,
+        `model` its model, `n_heads` the number of heads of the model. With `per_timestep` the dimension `call` comes
+        third, and its coordinate `timestep` holds the calls' timesteps.
 
         Raises RuntimeError if nothing was generated, if some layer was never seen, if no call fell into the window
         of timesteps, or if the images have different sizes or timesteps.
@@ -536,9 +535,10 @@ def _find(word: str, tokens: Tokens) -> list[int]:
     if not matches:
         special = set(tokenizer.all_special_ids)
         shown = tokenizer.convert_ids_to_tokens([i for i in tokens.ids if i not in special])
+        all_read = ", all that the model reads of it" if len(shown) >= len(tokens.ids) - 2 else ""
         raise ValueError(
             f"{plain!r} (tokens {tokenizer.convert_ids_to_tokens(ids)}) is not in the prompt, which has the "
-            f"tokens {shown}. Ask for words as they stand in the prompt."
+            f"tokens {shown}{all_read}. Ask for words as they stand in the prompt."
         )
     if which is not None:
         if not 1 <= which <= len(matches):

@@ -284,6 +284,18 @@ def test_a_word_that_is_not_there_shows_the_tokens(tiny_pipe):
             generate(tiny_pipe)
 
 
+def test_a_word_beyond_what_the_model_reads(tiny_pipe):
+    with pytest.raises(ValueError, match="'bear' .* is not in the prompt.*, all that the model reads of it"):
+        with capture(tiny_pipe, ["bear"]):
+            generate(tiny_pipe, "a " * 18 + "bear")
+
+
+def test_the_network_alone_will_not_do(tiny_pipe):
+    with pytest.raises(ValueError, match="UNet2DConditionModel: expected the pipeline"):
+        with capture(tiny_pipe.unet, ["bear"]):
+            pass
+
+
 def test_a_word_outside_the_vocabulary_is_not_mistaken_for_padding(tiny_pipe):
     with pytest.raises(ValueError, match="'7' is not in the vocabulary"), capture(tiny_pipe, ["7"]):
         generate(tiny_pipe)
