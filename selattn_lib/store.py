@@ -39,8 +39,10 @@ class Store:
 
     def has(self, unit: int) -> bool:
         """Whether all of a unit is there and as it was written."""
+        if str(unit) not in self._checksums or "coords" not in self._group.attrs:
+            return False
         try:
-            return str(unit) in self._checksums and self._checksums[str(unit)] == _checksum(self._read(unit))
+            return self._checksums[str(unit)] == _checksum(self._read(unit))
         except Exception:  # what a damaged chunk or picture raises depends on where it is damaged
             return False
 
@@ -73,7 +75,7 @@ class Store:
         stored = xr.open_zarr(self._group.store, consolidated=False, chunks=None, zarr_format=3)
         if (self.folder / "images").exists():
             pictures = indexing.LazilyIndexedArray(_Pictures([self._picture(i) for i in range(self.size)]))
-            stored["image_rgb"] = xr.Variable(("image", "y", "x", "rgb"), pictures)
+            stored["image_rgb"] = xr.Variable(("image", "y", "x", "rgb"), indexing.MemoryCachedArray(pictures))
         fixed: Any = self._group.attrs["coords"]
         stored = stored.assign_coords({name: (dims, values) for name, (dims, values) in fixed.items()})
         return stored.assign_attrs(self._group.attrs["attrs"])  # type: ignore[arg-type]

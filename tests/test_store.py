@@ -129,6 +129,13 @@ def test_what_was_damaged_is_computed_again(
     assert computed() == UNITS // BATCH + 1
 
 
+@pytest.mark.parametrize("part", ["zarr.json", "maps/zarr.json"])
+def test_without_what_describes_its_arrays_all_is_computed_again(copy: Path, whole: xr.Dataset, part: str) -> None:
+    (copy / "data.zarr" / part).unlink()
+    assert Toy().run().identical(whole)
+    assert computed() == 2 * UNITS // BATCH
+
+
 def test_checksums_cut_short_cost_one_batch(copy: Path, whole: xr.Dataset) -> None:
     log = copy / "checksums.txt"
     log.write_bytes(log.read_bytes()[:-5])
