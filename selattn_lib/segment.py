@@ -112,7 +112,7 @@ def nothing_in(image: Image.Image) -> Detection:
 class GroundedSAM(Detector):
     """Grounded-SAM as in the paper: Grounding DINO finds boxes for the phrase, SAM draws the mask in the best.
 
-    Boxes count from a score of `box_threshold` up. `detector`, `segmenter`: hub ids or local folders.
+    Boxes count if they score above `box_threshold`. `detector`, `segmenter`: hub ids or local folders.
     Raises OSError if one of them cannot be loaded, with what to do.
     """
 
@@ -165,7 +165,7 @@ class GroundedSAM(Detector):
 class Sam3(Detector):
     """SAM 3, which finds and segments what a phrase names by itself; of several instances the highest score counts.
 
-    Instances count from a score of `threshold` up. `source`: a hub id (its terms must be accepted there first) or a
+    Instances count if they score above `threshold`. `source`: a hub id (its terms must be accepted there first) or a
     local folder. Raises OSError if it cannot be loaded, with what to do.
     """
 

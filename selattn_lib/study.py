@@ -232,7 +232,7 @@ def workers_wanted(workers: Any = None) -> Any:
 
     Raises ValueError unless it is 0 or more, a scheduler's address such as tcp://host:8786, or a cluster object.
     """
-    wanted = _literal(os.environ.get("SELATTN_WORKERS", 0) if workers is None else workers)
+    wanted = _literal(os.environ.get("SELATTN_WORKERS") or 0 if workers is None else workers)
     number = isinstance(wanted, int) and not isinstance(wanted, bool) and wanted >= 0
     address = isinstance(wanted, str) and "://" in wanted
     if not (number or address or hasattr(wanted, "scheduler_address")):

@@ -24,7 +24,7 @@ from selattn_lib.heads import cross_attention_heads
 from selattn_lib.models import load_pipeline, model_source, unet_layout
 from selattn_lib.relevance import load_hrv
 from selattn_lib.segment import GroundedSAM, Sam3, load_segmenter
-from selattn_lib.study import generate
+from selattn_lib.study import Study, generate
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +213,15 @@ def test_an_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp
         with pytest.raises(OSError, match="emoji-sd needs neither") as error:
             load(name)  # type: ignore[operator]
         assert "\n" not in str(error.value)
+
+
+def test_a_revision_reaches_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(source: str, **settings: object) -> None:
+        raise OSError(f"{source} at {settings['revision']}, safetensors: {settings['use_safetensors']}")
+
+    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", load)
+    with pytest.raises(OSError, match="owner/model at v2, safetensors: True"):
+        Study(model="owner/model", revision="v2").pipe  # noqa: B018
 
 
 def test_concept_tables() -> None:

@@ -235,7 +235,7 @@ def test_processes_give_the_same_bits_and_a_killed_one_costs_its_batch(
     assert killed.is_set()
 
 
-@pytest.mark.parametrize("said, wanted", [("0", 0), ("2", 2), ("tcp://node:8786", "tcp://node:8786")])
+@pytest.mark.parametrize("said, wanted", [("0", 0), ("", 0), ("2", 2), ("tcp://node:8786", "tcp://node:8786")])
 def test_workers_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, said: str, wanted: Any) -> None:
     monkeypatch.setenv("SELATTN_WORKERS", said)
     assert workers_wanted() == wanted and workers_wanted(0) == 0
