@@ -79,7 +79,7 @@ def jitter(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def train_segmenter(
-    work: Path, weights: Path, steps: int = 5000, batch: int = 8, count: int = 8000, seed: int = 4
+    work: Path, weights: Path, steps: int = 4150, batch: int = 8, count: int = 8000, seed: int = 4
 ) -> UNet2DModel:
     """Cross-entropy on scenes, most of them through the autoencoder, blurred and recoloured at random."""
     torch.manual_seed(seed)
