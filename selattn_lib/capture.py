@@ -135,12 +135,13 @@ class Tap:
 
     def _see_call(self, network: Any, args: tuple, kwargs: dict) -> None:
         arguments = self._signature.bind(network, *args, **kwargs).arguments
-        call, known = self.family.call(network, arguments), self._generation
+        call, known = self.family.call(arguments), self._generation
         if known is None or any(self._encoded):
-            known = self._generation = self._new_generation(call, self.family.latent(arguments))
-            self._first_call = call
-            self.generations.append(known)
+            self._generation = None
+            known = self._new_generation(call, self.family.latent(call, arguments))
             self.start(known)
+            self.generations.append(known)
+            self._generation, self._first_call = known, call
         elif call.counts and call.sample.shape != known.shape:
             raise ValueError(
                 f"The network's input changed from {tuple(known.shape)} to {tuple(call.sample.shape)} "

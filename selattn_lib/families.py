@@ -2,7 +2,7 @@
 
 A family says where the layers that attend from image to text are, how queries and keys come out of such a layer,
 which arguments of a call hold what, and where the tokens of the text are. To support another one, write a subclass
-of `Family` and add it to `FAMILIES`; `tests/test_families.py` has the tests to copy.
+of `Family`, add it to `FAMILIES`, and add a tiny model of it to `tests/tiny_families.py`, whose tests it must pass.
 """
 
 from collections.abc import Iterator
@@ -66,13 +66,13 @@ class Family:
         """The stretches of the text, first to last; words are looked for in each."""
         raise NotImplementedError
 
-    def call(self, network: Any, arguments: dict[str, Any]) -> Call:
+    def call(self, arguments: dict[str, Any]) -> Call:
         """Sort the arguments of the network's `forward`, by name."""
         raise NotImplementedError
 
-    def latent(self, arguments: dict[str, Any]) -> tuple[int, int]:
+    def latent(self, call: Call, arguments: dict[str, Any]) -> tuple[int, int]:
         """(height, width) of the latents in such a call; asked for once a generation."""
-        height, width = arguments["sample" if self.part == "unet" else "hidden_states"].shape[-2:]
+        height, width = call.sample.shape[-2:]
         return height, width
 
     def watched(self, attention: Any) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ class UNet(Family):
                 return [Text(tokenizer, getattr(pipe, f"text_encoder{suffix}", None), tokenizer.model_max_length)]
         return []
 
-    def call(self, network: Any, arguments: dict[str, Any]) -> Call:
+    def call(self, arguments: dict[str, Any]) -> Call:
         return Call(arguments["sample"], arguments["encoder_hidden_states"], arguments["timestep"])
 
     def watched(self, attention: Any) -> tuple[str, ...]:
@@ -165,7 +165,7 @@ class StableDiffusion3(Family):
             Text(pipe.tokenizer_3, pipe.text_encoder_3, None),
         ]
 
-    def call(self, network: Any, arguments: dict[str, Any]) -> Call:
+    def call(self, arguments: dict[str, Any]) -> Call:
         return Call(
             arguments["hidden_states"],
             arguments["encoder_hidden_states"],
@@ -210,10 +210,10 @@ class Flux(Family):
     def texts(self, pipe: Any) -> list[Text]:
         return [Text(pipe.tokenizer_2, pipe.text_encoder_2, None)]
 
-    def call(self, network: Any, arguments: dict[str, Any]) -> Call:
+    def call(self, arguments: dict[str, Any]) -> Call:
         return Call(arguments["hidden_states"], arguments["encoder_hidden_states"], arguments["timestep"] * 1000)
 
-    def latent(self, arguments: dict[str, Any]) -> tuple[int, int]:
+    def latent(self, call: Call, arguments: dict[str, Any]) -> tuple[int, int]:
         row, column = arguments["img_ids"].reshape(-1, 3)[-1, 1:].tolist()  # of the last patch, 2 x 2 latents
         return 2 * int(row) + 2, 2 * int(column) + 2
 

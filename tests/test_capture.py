@@ -284,6 +284,14 @@ def test_a_word_that_is_not_there_shows_the_tokens(tiny_pipe):
             generate(tiny_pipe)
 
 
+def test_a_prompt_that_was_refused_does_not_spoil_the_next(tiny_pipe):
+    with capture(tiny_pipe, ["bear"]) as maps:
+        with pytest.raises(ValueError, match="'bear' .* is not in the prompt"):
+            generate(tiny_pipe, "a cat")
+        generate(tiny_pipe, "a bear")
+    assert maps.dataset().sizes["image"] == 1
+
+
 def test_a_word_beyond_what_the_model_reads(tiny_pipe):
     with pytest.raises(ValueError, match="'bear' .* is not in the prompt.*, all that the model reads of it"):
         with capture(tiny_pipe, ["bear"]):
