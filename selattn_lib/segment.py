@@ -50,7 +50,9 @@ class EmojiSegmenter:
         from diffusers import UNet2DModel
 
         folder = str(files("selattn_lib.emoji") / "weights" / "segmenter")
-        self.model = UNet2DModel.from_pretrained(folder, torch_dtype=torch.float32).to(device).eval()
+        self.model = (
+            UNet2DModel.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True).to(device).eval()
+        )
         self.device = device
 
     def classes(self, images: Sequence[Image.Image]) -> np.ndarray:
