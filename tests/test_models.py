@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny_families
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DModel
 from PIL import Image
 from tiny_sam import tiny_grounded_sam, tiny_sam3
 
@@ -216,12 +216,20 @@ def test_an_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_a_revision_reaches_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def config(source: str, **settings: object) -> dict[str, list[str]]:
+        asked.append((source, settings["revision"]))
+        return {"unet": ["diffusers", "UNet2DConditionModel"]}
+
     def load(source: str, **settings: object) -> None:
         raise OSError(f"{source} at {settings['revision']}, safetensors: {settings['use_safetensors']}")
 
-    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", load)
+    monkeypatch.setattr(DiffusionPipeline, "load_config", config)
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", load)
     with pytest.raises(OSError, match="owner/model at v2, safetensors: True"):
         Study(model="owner/model", revision="v2").pipe  # noqa: B018
+    assert asked == [("owner/model", "v2")]
 
 
 def test_concept_tables() -> None:
