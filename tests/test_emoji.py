@@ -164,13 +164,15 @@ def test_background_subtraction_finds_what_was_composed() -> None:
 
 
 def test_the_recipe_learns(tmp_path: Path) -> None:
-    """A minute of the UNet's training, on a few scenes: the loss falls below 0.8 of where it began."""
+    """A minute of the UNet's training, on a few scenes: the loss of the last steps is below 0.75 of the first ones'."""
     from selattn_lib.emoji.train import train_unet
     from selattn_lib.models import model_source
 
     weights = Path(model_source("emoji-sd"))
-    train_unet(tmp_path, weights, steps=41, batch=8, count=64)
-    losses = [float(line.split(",")[2]) for line in (tmp_path / "unet.csv").read_text().split()]
-    assert losses[-1] < 0.8 * losses[0], losses
-    resumed = train_unet(tmp_path, weights, steps=41, batch=8, count=64)
+    train_unet(tmp_path, weights, steps=81, batch=8, count=64)
+    log = [line.split(",") for line in (tmp_path / "unet.csv").read_text().split()]
+    total = {int(step): (int(step) + 1) * float(loss) for step, _, loss in log}  # what is logged is the mean so far
+    first, last = total[20] / 21, (total[80] - total[60]) / 20
+    assert last < 0.75 * first, log
+    resumed = train_unet(tmp_path, weights, steps=81, batch=8, count=64)
     assert sum(p.numel() for p in resumed.parameters()) > 1e6
