@@ -1,5 +1,6 @@
 """How far the embedded segmenter can be trusted: on held-out scenes, and against a mask that no network made."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,11 @@ WEIGHTS = Path(model_source(EMBEDDED))
 PLAIN = ("blue", "green", "yellow", "purple")  # backgrounds that background subtraction can tell from an animal
 
 
-def held_out(count: int, objects: int = 1) -> tuple[list[Image.Image], list[Scene]]:
-    """`count` scenes of so many objects that no training has seen: their pictures through the autoencoder, and they."""
+def held_out(count: int) -> tuple[list[Image.Image], list[Scene]]:
+    """`count` scenes of one object that no training has seen: their pictures through the autoencoder, and they."""
     vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae", torch_dtype=torch.float32)
-    every = (compose(np.random.default_rng([HELD_OUT, 7, i])) for i in range(20 * count))
-    scenes = [s for _, s in zip(range(20 * count), every, strict=False) if len(s.masks) == objects][:count]
+    every = (compose(np.random.default_rng([HELD_OUT, 7, i])) for i in itertools.count())
+    scenes = list(itertools.islice((s for s in every if len(s.masks) == 1), count))
     return [Image.fromarray(p) for p in through(vae, np.stack([s.image for s in scenes]))], scenes
 
 
