@@ -485,6 +485,20 @@ def training_curve(samples: Any, loss: Any, *, title: str = "") -> go.Figure:
     return _finish(figure, title, height=320)
 
 
+def shares(values: Mapping[str, float], *, title: str = "") -> go.Figure:
+    """Bars of shares in [0, 1], named, in the order given."""
+    names, numbers = list(values), _short(np.array(list(values.values())), 3)
+    figure = go.Figure(
+        go.Bar(
+            x=numbers, y=names, orientation="h", marker={"color": COLOURS[1]}, texttemplate="%{x:.0%}",
+            hovertemplate="%{y}: %{x:.0%}<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_xaxes(range=[0, 1], tickformat=".0%")
+    figure.update_yaxes(autorange="reversed")
+    return _finish(figure, title, height=140 + 18 * len(names))
+
+
 def data_uri(pixels: np.ndarray) -> str:
     """WebP data URI of uint8 RGB pixels (y, x, rgb)."""
     buffer = io.BytesIO()

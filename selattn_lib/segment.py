@@ -1,7 +1,6 @@
 """Ground truth: the mask of what a phrase names in an image."""
 
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -41,44 +40,29 @@ def check_segmenter(name: str) -> str:
 
 
 class EmojiSegmenter:
-    """A small U-Net over the concepts of the embedded world, trained on composed scenes with their exact masks.
+    """A small U-Net that outlines and names the objects of the embedded world, trained on composed scenes.
 
-    The mask of a word is where its concept is the likeliest class; a word of several concepts takes them all.
+    The mask of a word is where there is an object, likelier of the word's concept than of another; a word of several
+    concepts takes them all.
     """
 
     def __init__(self, device: str = "cpu") -> None:
-        from diffusers import UNet2DModel
+        from .emoji.segmenter import load_weights
 
-        folder = str(files("selattn_lib.emoji") / "weights" / "segmenter")
-        self.model = (
-            UNet2DModel.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True).to(device).eval()
-        )
-        self.device = device
-
-    def classes(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """(image, y, x) class number at each pixel, an index into `selattn_lib.emoji.segmenter.CLASSES`."""
-        from .emoji.segmenter import logits
-        from .emoji.training import as_tensor
-
-        found = []
-        with torch.no_grad():
-            for image in images:  # one by one: the mask of an image never depends on its neighbours
-                x = as_tensor(np.asarray(image.convert("RGB"))[None]).to(self.device)
-                found.append(logits(self.model, x)[0].argmax(0).cpu().numpy())
-        return np.stack(found)
+        self.model = load_weights(device)
 
     def __call__(self, images: Sequence[Image.Image], phrases: Sequence[str]) -> list[np.ndarray]:
         from .emoji.art import glyphs
-        from .emoji.segmenter import CLASSES
+        from .emoji.segmenter import Reading
 
-        known = sorted({word for words in glyphs().values() for word in words})
-        masks = []
-        for seen, phrase in zip(self.classes(images), phrases, strict=True):
-            wanted = [CLASSES.index(c) for c, words in glyphs().items() if phrase in words or phrase == c]
-            if not wanted:
+        wanted = []
+        for phrase in phrases:
+            wanted.append([c for c, words in glyphs().items() if phrase in words or phrase == c])
+            if not wanted[-1]:
+                known = sorted({word for words in glyphs().values() for word in words})
                 raise ValueError(f"the embedded segmenter knows no {phrase!r}: expected one of {', '.join(known)}")
-            masks.append(np.isin(seen, wanted))
-        return masks
+        pictures = np.stack([np.asarray(image.convert("RGB")) for image in images])
+        return list(Reading(self.model, pictures).masks(wanted))
 
 
 class Detection(NamedTuple):

@@ -12,7 +12,7 @@ from selattn_lib.emoji.art import glyphs, load_art
 from selattn_lib.emoji.quality import without_background
 from selattn_lib.emoji.report import concept_similarity
 from selattn_lib.emoji.scenes import AMBIGUOUS, BENCHMARK, SIZE, SIZES, compose, drawings
-from selattn_lib.emoji.segmenter import CLASSES, class_map, jitter, logits, new_segmenter
+from selattn_lib.emoji.segmenter import KEYS, Reading, jitter, labels, logits, new_segmenter
 from selattn_lib.emoji.text import new_tokenizer, vocabulary
 from selattn_lib.emoji.train import LATENT_CHANNELS, LatentBasis, new_autoencoder, new_unet
 from selattn_lib.emoji.training import Checkpoint, Muon, split_parameters
@@ -74,7 +74,7 @@ def test_masks_are_exact_and_disjoint_and_captions_name_the_objects() -> None:
         assert s.masks[-1].any()
         for word in s.words:
             assert word in s.caption or " other " in s.caption
-        assert set(np.unique(class_map(s))) <= set(range(len(CLASSES)))
+        assert set(zip(s.concepts, s.words, strict=True)) <= set(KEYS)
 
 
 def test_objects_sit_off_centre_and_vary_in_size() -> None:
@@ -138,10 +138,33 @@ def test_the_architectures_are_standard_and_small() -> None:
     assert {id(p) for p in matrices}.isdisjoint(map(id, others))
 
 
-def test_the_segmenter_has_a_class_for_every_concept_at_every_pixel() -> None:
+def test_the_segmenter_outlines_pixels_and_names_cells() -> None:
     x = torch.zeros(3, 3, SIZE, SIZE)
-    assert logits(new_segmenter(), x).shape == (3, len(CLASSES), SIZE, SIZE)
+    outline, names = logits(new_segmenter(), x)
+    assert outline.shape == (3, SIZE, SIZE) and names.shape == (3, len(KEYS), SIZE // 4, SIZE // 4)
     assert jitter(x, np.random.default_rng(0)).shape == x.shape
+
+
+def test_labels_are_the_visible_objects() -> None:
+    s = scene(9, 0, words=[("Animals", "mouse"), ("Electronics", "mouse")])
+    outline, names = labels(s)
+    np.testing.assert_array_equal(outline, s.masks.any(0))
+    for mask, key in zip(s.masks, [("Animals", "mouse"), ("Electronics", "mouse")], strict=True):
+        of_key = np.kron(names == KEYS.index(key), np.ones((4, 4), bool))
+        assert iou(of_key, mask) > 0.7
+    assert set(np.unique(names)) == {-1, KEYS.index(("Animals", "mouse")), KEYS.index(("Electronics", "mouse"))}
+
+
+def test_a_reading_sums_names_by_concept_and_area() -> None:
+    reading = Reading.__new__(Reading)
+    reading.outline, reading.names = torch.zeros(1, SIZE, SIZE), torch.zeros(1, len(KEYS), 32, 32)
+    reading.outline[0, :, :64] = 0.9  # the left half is an object:
+    shown = [KEYS.index(key) for key in (("Animals", "bear"), ("Animals", "cat"), ("Vehicles", "car"))]
+    reading.names[0, shown] = torch.tensor([0.3, 0.3, 0.4])[:, None, None]
+    assert reading.masks([["Animals"]])[0, :, :64].all(), "two animals together are likelier than the car"
+    assert not reading.masks([["Animals"]])[0, :, 64:].any() and not reading.masks([["Vehicles"]]).any()
+    np.testing.assert_allclose(reading.areas()[0, shown], np.array([0.3, 0.3, 0.4]) * 0.9 * SIZE**2 / 2, rtol=1e-5)
+    assert np.flatnonzero(reading.seen()[0]).tolist() == sorted(shown)
 
 
 def test_words_of_a_concept_are_nearer_to_each_other_than_to_others() -> None:

@@ -224,6 +224,11 @@ def test_contact_sheet_holds_every_picture_with_its_label():
         figures.contact_sheet(images, labels[:6])
 
 
+def test_shares_are_named_bars_in_the_order_given():
+    bar = figures.shares({"bear": 0.25, "cat": 1.0}).data[0]
+    assert list(bar.y) == ["bear", "cat"] and list(bar.x) == [0.25, 1.0]
+
+
 def test_training_curve_is_the_loss_over_the_samples():
     figure = figures.training_curve([0, 1000.4, 2000], np.array([1.0, 0.12346, np.nan]), title="Loss")
     assert list(figure.data[0].x) == [0, 1000, 2000] and list(figure.data[0].y) == [1, 0.1235, None]
@@ -249,6 +254,7 @@ def test_every_figure_follows_the_page(relevance):
         figures.rank_stability(np.arange(128), np.arange(128)),
         figures.overlay_grid(np.zeros((1, 8, 8, 3), np.uint8), {"a": np.zeros((1, 8, 8))}),
         figures.training_curve(np.arange(3), np.ones(3)),
+        figures.shares({"bear": 0.5}),
         figures.similarity_matrix(xr.DataArray(np.eye(2), {"concept": ["a", "b"]}, ("concept", "other_concept"))),
     ]
     for figure in made:

@@ -1,38 +1,100 @@
-"""How far the embedded segmenter can be trusted: on held-out scenes, and against a mask that no network made."""
+"""How good `emoji-sd` is, judged by the segmenter, which has only seen composed scenes, and how good that is.
 
+`python -m selattn_lib.emoji.quality` draws some 1,200 images and writes `weights/quality.json`, which the book shows.
+"""
+
+import argparse
 import itertools
+import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
-from PIL import Image
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 from scipy import ndimage
+from tqdm import tqdm
 
 from ..metrics import iou, mean_iou
-from ..models import EMBEDDED, model_source
-from ..segment import load_segmenter
-from ..study import Study
-from .scenes import HELD_OUT, Scene, compose
-from .segmenter import through
+from ..models import EMBEDDED, load_pipeline, model_source
+from ..study import GUIDANCE, Study, generate
+from .scenes import AMBIGUOUS, BENCHMARK, HELD_OUT, Scene, compose
+from .segmenter import KEYS, Reading, load_weights, through
 
 WEIGHTS = Path(model_source(EMBEDDED))
+OTHERS = ("house", "guitar", "car", "tree", "apple")  # drawn beside an animal
 PLAIN = ("blue", "green", "yellow", "purple")  # backgrounds that background subtraction can tell from an animal
 
 
-def held_out(count: int) -> tuple[list[Image.Image], list[Scene]]:
-    """`count` scenes of one object that no training has seen: their pictures through the autoencoder, and they."""
+def held_out(count: int, objects: int = 1) -> tuple[np.ndarray, list[Scene]]:
+    """`count` scenes of so many objects that no training has seen: their pictures through the autoencoder, and they."""
     vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae", torch_dtype=torch.float32)
     every = (compose(np.random.default_rng([HELD_OUT, 7, i])) for i in itertools.count())
-    scenes = list(itertools.islice((s for s in every if len(s.masks) == 1), count))
-    return [Image.fromarray(p) for p in through(vae, np.stack([s.image for s in scenes]))], scenes
+    scenes = list(itertools.islice((s for s in every if len(s.masks) == objects), count))
+    return through(vae, np.stack([s.image for s in scenes])), scenes
 
 
-def segmenter_iou(count: int = 100) -> tuple[float, float, float]:
-    """Mean IoU of the segmenter and its 95 % interval, on held-out scenes of one object."""
-    pictures, scenes = held_out(count)
-    masks = load_segmenter(EMBEDDED)(pictures, [s.concepts[0] for s in scenes])
-    return mean_iou([iou(mask, s.masks[0]) for mask, s in zip(masks, scenes, strict=True)])
+def keys_of(scene: Scene) -> list[tuple[str, str]]:
+    return list(zip(scene.concepts, scene.words, strict=True))
+
+
+def segmenter_quality(count: int = 100) -> dict[str, Any]:
+    """On held-out scenes of one object and of two: mean IoU of its masks, with the 95 % interval, and the share of
+    scenes whose objects it all finds; and of those with one, where that is the likeliest of all objects."""
+    found: dict[str, Any] = {}
+    for objects, name in ((1, "one object"), (2, "two objects")):
+        pictures, scenes = held_out(count, objects)
+        reading = Reading(load_weights(), pictures)
+        numbers = [[KEYS.index(key) for key in keys_of(s)] for s in scenes]
+        scores = [
+            [iou(mask, truth) for mask, truth in zip(reading.masks([[s.concepts[i]] for s in scenes]),
+                                                     [s.masks[i] for s in scenes], strict=True)]
+            for i in range(objects)
+        ]  # fmt: skip
+        found[f"{name}: IoU"] = mean_iou(np.ravel(scores))
+        found[f"{name}: all found"] = float(np.mean([s[n].all() for s, n in zip(reading.seen(), numbers, strict=True)]))
+        if objects == 1:
+            found[f"{name}: named"] = float((reading.areas().argmax(1) == np.ravel(numbers)).mean())
+    return found
+
+
+def likeliest(pictures: np.ndarray) -> np.ndarray:
+    """(image) the word of the object that is likeliest in a picture."""
+    return np.array([word for _, word in KEYS])[Reading(load_weights(), pictures).areas().argmax(1)]
+
+
+def all_seen(pictures: np.ndarray, wanted: Sequence[Sequence[tuple[str, str]]]) -> np.ndarray:
+    """(image) whether every object wanted of an image is in it."""
+    seen = Reading(load_weights(), pictures).seen()
+    return np.array([all(row[KEYS.index(k)] for k in keys) for row, keys in zip(seen, wanted, strict=True)])
+
+
+def drawn(
+    prompts: Sequence[str],
+    seeds: Sequence[int] = (0,),
+    *,
+    steps: int = 50,
+    guidance: float | None = None,
+    pipe: Any = None,
+) -> np.ndarray:
+    """(image, y, x, rgb) uint8: an image of each prompt for each seed, all of one prompt together; ten at a time."""
+    pipe, found = pipe or load_pipeline(EMBEDDED), []
+    units = [(prompt, seed) for prompt in prompts for seed in seeds]
+    for first in tqdm(range(0, len(units), 10), desc="ten images each"):
+        some, numbers = zip(*units[first : first + 10], strict=True)
+        found += generate(pipe, some, numbers, steps=steps, guidance=guidance or GUIDANCE[EMBEDDED])
+    return np.stack([np.asarray(image) for image in found])
+
+
+def interval(found: tuple[float, float, float]) -> str:
+    """Mean and 95 % interval as text."""
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*found)
+
+
+def prompt_for(concept: str, word: str) -> str:
+    return f"photo of a {word} face" if concept == "Facial Expressions" else f"photo of a {word}"
 
 
 def without_background(picture: np.ndarray) -> np.ndarray:
@@ -64,3 +126,50 @@ def against_background(steps: int = 50) -> np.ndarray:
         pairs = zip(results.truth.values, results.image_rgb.values, strict=True)
         found += [iou(truth, without_background(picture)) for truth, picture in pairs]
     return np.array(found)
+
+
+def speed(seeds: int) -> dict[str, dict[str, float]]:
+    """Seconds for ten images and the share of them named right, with the paper's scheduler and steps, and with the fast
+    setting: DPM-Solver++ in 15 steps."""
+    found, prompts = {}, [prompt_for("Animals", word) for word in BENCHMARK]
+    for name, steps in (("PNDM, 50 steps", 50), ("DPM-Solver++, 15 steps", 15)):
+        pipe = load_pipeline(EMBEDDED)
+        if steps == 15:
+            pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+        start = time.perf_counter()
+        pictures = drawn(prompts, range(seeds), steps=steps, pipe=pipe)
+        seconds = (time.perf_counter() - start) / seeds
+        right = (likeliest(pictures) == np.repeat(BENCHMARK, seeds)).mean()
+        found[name] = {"seconds": round(seconds, 1), "right": float(right), "threads": torch.get_num_threads()}
+    return found
+
+
+def measure(seeds: int = 20, word_seeds: int = 5, steps: int = 50) -> dict[str, Any]:
+    """Everything that the book says of the model's quality, under the names it uses: `seeds` images of every animal and
+    ambiguous prompt, `word_seeds` of every word, one of every animal beside each of `OTHERS`."""
+    prompts = [prompt_for("Animals", word) for word in BENCHMARK]
+    animals = (likeliest(drawn(prompts, range(seeds), steps=steps)) == np.repeat(BENCHMARK, seeds)).reshape(-1, seeds)
+    pictures = drawn([prompt_for(*key) for key in KEYS], range(word_seeds), steps=steps)
+    words = (likeliest(pictures) == np.repeat([word for _, word in KEYS], word_seeds)).reshape(-1, word_seeds)
+    beside = [(animal, key) for animal in BENCHMARK for key in KEYS if key[1] in OTHERS]
+    pictures = drawn([f"photo of a {animal} and a {key[1]}" for animal, key in beside], steps=steps)
+    both = {}
+    for word, planted in AMBIGUOUS.items():
+        meanings = [[(concept, word) for concept in planted.concepts]] * seeds
+        both[word] = float(all_seen(drawn([planted.caption], range(seeds), steps=steps), meanings).mean())
+    concepts = {concept: [i for i, key in enumerate(KEYS) if key[0] == concept] for concept, _ in KEYS}
+    return {
+        "settings": {"seeds": seeds, "word_seeds": word_seeds, "steps": steps},
+        "animals": dict(zip(BENCHMARK, animals.mean(1).tolist(), strict=True)),
+        "words": {c: {KEYS[i][1]: float(words[i].mean()) for i in rows} for c, rows in concepts.items()},
+        "pairs": float(all_seen(pictures, [[("Animals", animal), key] for animal, key in beside]).mean()),
+        "both meanings": both,
+        "ten images": speed(3),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, default in (("seeds", 20), ("word-seeds", 5), ("steps", 50)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    (WEIGHTS / "quality.json").write_text(json.dumps(measure(**vars(parser.parse_args())), indent=1) + "\n")

@@ -1,7 +1,7 @@
 """What the book says of `emoji-sd`: sizes, training curve, nearness of words; and the first figure."""
 
+import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,12 @@ import torch.nn.functional as F
 import xarray as xr
 from PIL import Image
 from safetensors import safe_open
-from tqdm import tqdm
 
 from ..aggregate import heatmap
 from ..concepts import load_concepts
 from ..figures import overlay
-from ..models import EMBEDDED, load_pipeline, model_source
-from ..study import GUIDANCE, RelevanceStudy, Study, generate
+from ..models import EMBEDDED, model_source
+from ..study import RelevanceStudy, Study
 
 WEIGHTS = Path(model_source(EMBEDDED))
 
@@ -36,6 +35,11 @@ def training_curve() -> tuple[np.ndarray, np.ndarray]:
     """(samples seen, smoothed loss) as logged in training."""
     table = np.loadtxt(WEIGHTS / "training.csv", delimiter=",")
     return table[:, 1], table[:, 2]
+
+
+def quality() -> dict[str, Any]:
+    """What `python -m selattn_lib.emoji.quality` measured on the shipped weights."""
+    return json.loads((WEIGHTS / "quality.json").read_text())
 
 
 def concept_similarity(pipe: Any) -> tuple[xr.DataArray, float]:
@@ -60,16 +64,6 @@ def concept_similarity(pipe: Any) -> tuple[xr.DataArray, float]:
     names = list(concepts)
     matrix = xr.DataArray(blocks, {"concept": names, "other_concept": names}, ("concept", "other_concept"))
     return matrix, float((number[nearest] == number).mean())
-
-
-def drawn(prompts: Sequence[str], *, steps: int = 50, guidance: float | None = None) -> np.ndarray:
-    """(image, y, x, rgb) uint8, one image of each prompt, seed 0, ten at a time."""
-    pipe, found = load_pipeline(EMBEDDED), []
-    settings: dict[str, Any] = {"steps": steps, "guidance": guidance or GUIDANCE[EMBEDDED]}
-    for first in tqdm(range(0, len(prompts), 10), desc="ten images each"):
-        some = prompts[first : first + 10]
-        found += [np.asarray(image) for image in generate(pipe, some, [0] * len(some), **settings)]
-    return np.stack(found)
 
 
 def figure_one(path: str | Path) -> None:

@@ -1,5 +1,8 @@
-"""The embedded segmenter: a small U-Net over concepts, trained on composed scenes seen through the autoencoder."""
+"""The segmenter: a small U-Net that outlines the objects in a picture and names them, trained on composed scenes seen
+through the autoencoder. It gives the true masks, and it judges what `emoji-sd` draws; it never learns from that."""
 
+from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -9,38 +12,43 @@ from diffusers import AutoencoderKL, UNet2DModel
 from tqdm import tqdm
 
 from .art import glyphs
-from .scenes import Scene, compose_many
+from .scenes import Scene, compose, compose_many
 from .training import Checkpoint, Muon, as_tensor, set_rate, split_parameters
 
-CLASSES = ["background", *glyphs()]
+CELL = 4  # pixels; an outline has a value at every pixel, a name at every cell
+KEYS = [(c, w) for c, words in glyphs().items() for w in words]  # an ambiguous word is two things to see
+SHARE = 0.15  # of the area of all objects in a picture, from which an object counts as seen there
+CONCEPTS = list(dict.fromkeys(concept for concept, _ in KEYS))
 
 
 def new_segmenter() -> UNet2DModel:
-    """A U-Net on 2 x 2 pixels at a time; it has no use for a timestep, which is always 0."""
+    """A U-Net on cells of 4 x 4 pixels; it has no use for a timestep, which is always 0."""
     return UNet2DModel(
-        sample_size=64,
-        in_channels=4 * 3,
-        out_channels=4 * len(CLASSES),
-        block_out_channels=(24, 48, 72, 112),
+        sample_size=32,
+        in_channels=3 * CELL**2,
+        out_channels=CELL**2 + len(KEYS),
+        block_out_channels=(64, 96, 144),
         layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"),
-        attention_head_dim=16,
+        down_block_types=("DownBlock2D",) * 3,
+        up_block_types=("UpBlock2D",) * 3,
         norm_num_groups=8,
+        add_attention=False,
     )
 
 
-def logits(model: UNet2DModel, x: torch.Tensor) -> torch.Tensor:
-    """Images (image, rgb, y, x) in [-1, 1] -> (image, class, y, x)."""
-    return F.pixel_shuffle(model(F.pixel_unshuffle(x, 2), 0).sample, 2)
+def logits(model: UNet2DModel, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (image, rgb, y, x) in [-1, 1] -> (image, y, x), whether a pixel is of an object; and (image, key, y / 4,
+    x / 4), which object a cell is of, if of any."""
+    out = model(F.pixel_unshuffle(x, CELL), 0).sample
+    return F.pixel_shuffle(out[:, : CELL**2], CELL)[:, 0], out[:, CELL**2 :]
 
 
-def class_map(scene: Scene) -> np.ndarray:
-    """(y, x) the class of what is seen at each pixel."""
-    out = np.zeros(scene.masks.shape[1:], np.int64)
-    for concept, mask in zip(scene.concepts, scene.masks, strict=True):
-        out[mask] = CLASSES.index(concept)
-    return out
+def labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """(y, x) bool, the outline of all objects; (y / 4, x / 4) the number of the key that covers most of each cell, -1
+    where objects cover less than a quarter of it."""
+    cells = scene.masks.reshape(len(scene.masks), 128 // CELL, CELL, 128 // CELL, CELL).mean((2, 4))
+    numbers = np.array([KEYS.index(key) for key in zip(scene.concepts, scene.words, strict=True)])
+    return scene.masks.any(0), np.where(cells.sum(0) < 0.25, -1, numbers[cells.argmax(0)])
 
 
 @torch.no_grad()
@@ -69,6 +77,12 @@ def seen_scenes(work: Path, weights: Path, count: int, seed: int) -> tuple[np.nd
     return images, found
 
 
+def fresh_scenes(rng: np.random.Generator, count: int) -> list[Scene]:
+    """Scenes of one to three objects of any kind, so that no word is rare."""
+    numbers = rng.choice([1, 2, 3], size=count, p=[0.6, 0.3, 0.1])
+    return [compose(rng, [KEYS[i] for i in rng.choice(len(KEYS), size=number)]) for number in numbers]
+
+
 def jitter(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Now and then blurred, always a little recoloured and noisy."""
     if rng.random() < 0.3:
@@ -79,9 +93,10 @@ def jitter(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def train_segmenter(
-    work: Path, weights: Path, steps: int = 4150, batch: int = 8, count: int = 8000, seed: int = 4
+    work: Path, weights: Path, steps: int = 4000, batch: int = 16, count: int = 4500, seed: int = 5
 ) -> UNet2DModel:
-    """Cross-entropy on scenes, most of them through the autoencoder, blurred and recoloured at random."""
+    """Cross-entropy of outlines and of names; half of each batch are scenes kept in `work`, most of them through the
+    autoencoder, half are fresh ones; all blurred and recoloured at random."""
     torch.manual_seed(seed)
     model = new_segmenter().train()
     matrices, others = split_parameters(model)
@@ -89,24 +104,67 @@ def train_segmenter(
     checkpoint = Checkpoint(work / "segmenter.pt", model=model, muon=muon, adam=adam)
     start = checkpoint.load()
     images, found = seen_scenes(work, weights, count, seed)
-    labels = np.stack([class_map(s) for s in found]).astype(np.uint8)
     bar = tqdm(range(start, steps), initial=start, total=steps, desc="segmenter", mininterval=5)
     for step in bar:
-        rng = np.random.default_rng([seed, step])
-        rows = rng.integers(len(images), size=batch)
-        x, y = as_tensor(images[rows]), torch.from_numpy(labels[rows].astype(np.int64))
+        rng = np.random.default_rng([seed, 1, step])
+        rows = rng.integers(len(images), size=batch // 2)
+        fresh = fresh_scenes(rng, batch - batch // 2)
+        x = as_tensor(np.concatenate([images[rows], np.stack([s.image for s in fresh])]))
+        pairs = [labels(s) for s in [*(found[i] for i in rows), *fresh]]
+        outline, names = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
         if rng.random() < 0.5:
-            x, y = x.flip(3), y.flip(2)
+            x, outline, names = x.flip(3), outline.flip(2), names.flip(2)
         with torch.autocast("cpu", torch.bfloat16):
-            guess = logits(model, jitter(x, rng)).float()
-        loss = F.cross_entropy(guess, y)
-        loss.backward()
+            drawn, named = (part.float() for part in logits(model, jitter(x, rng)))
+        inside = names >= 0
+        share = inside / inside.sum((1, 2), keepdim=True).clamp(min=1)  # every picture counts the same, large or small
+        name_loss = (F.cross_entropy(named, names.clamp(min=0), reduction="none") * share).sum() / batch
+        outline_loss = F.binary_cross_entropy_with_logits(drawn, outline.float())
+        (outline_loss + 0.3 * name_loss).backward()
         set_rate((muon, adam), 1e-3 * min((step + 1) / 50, 1, (steps - step) / (0.5 * steps)))
         for optimiser in (muon, adam):
             optimiser.step()
             optimiser.zero_grad()
         if step % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+            bar.set_postfix(outline=f"{outline_loss.item():.4f}", name=f"{name_loss.item():.3f}", refresh=False)
         checkpoint.save(step + 1, force=step + 1 == steps)
     model.eval().half().save_pretrained(weights / "segmenter")
     return model.float()
+
+
+def load_weights(device: str = "cpu") -> UNet2DModel:
+    """The shipped segmenter."""
+    folder = str(files("selattn_lib.emoji") / "weights" / "segmenter")
+    return UNet2DModel.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True).to(device).eval()
+
+
+class Reading:
+    """What a segmenter sees in pictures (image, y, x, rgb) uint8: `outline` (image, y, x), the probability that a pixel
+    is of an object, and `names` (image, key, y / 4, x / 4), of which."""
+
+    @torch.no_grad()
+    def __init__(self, model: UNet2DModel, pictures: np.ndarray) -> None:
+        parts = []
+        for picture in pictures:  # one by one: what is seen in a picture never depends on its neighbours
+            outline, names = logits(model, as_tensor(picture[None]).to(model.device))
+            parts.append((outline[0].sigmoid().cpu(), names[0].softmax(0).cpu()))
+        self.outline, self.names = (torch.stack(part) for part in zip(*parts, strict=True))
+
+    def masks(self, concepts: Sequence[Sequence[str]]) -> np.ndarray:
+        """(image, y, x) where an object is that is likelier of the `concepts` asked for in a picture than of others."""
+        kinds = torch.tensor([CONCEPTS.index(concept) for concept, _ in KEYS])
+        shares = torch.zeros(len(self.names), len(CONCEPTS), *self.names.shape[2:]).index_add(1, kinds, self.names)
+        likeliest = F.interpolate(shares, scale_factor=CELL, mode="bilinear").argmax(1).numpy()
+        wanted = [[CONCEPTS.index(concept) for concept in asked] for asked in concepts]
+        named = [np.isin(seen, numbers) for seen, numbers in zip(likeliest, wanted, strict=True)]
+        return np.stack(named) & (self.outline > 0.5).numpy()
+
+    def seen(self) -> np.ndarray:
+        """(image, key) bool, which objects are in a picture: they fill `SHARE` of all that is drawn there."""
+        areas = self.areas()
+        return areas >= SHARE * areas.sum(1, keepdims=True)
+
+    def areas(self) -> np.ndarray:
+        """(image, key) pixels that show each object, weighted by the probabilities."""
+        cells = F.avg_pool2d(self.outline[:, None], CELL) * CELL**2
+        return (self.names * cells).sum((2, 3)).numpy()
