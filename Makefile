@@ -6,7 +6,7 @@ PIP_ARGS ?=
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 export SELATTN_RUNS := $(CURDIR)/runs
 
-.PHONY: help env book notebooks lab test clean
+.PHONY: help env book notebooks lab rehearsal test clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -32,6 +32,9 @@ notebooks: env  ## re-execute the committed notebooks in place (only if all succ
 
 lab: env  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
+
+rehearsal: env  ## the paper's study on a full-size Stable Diffusion v1.4 with random weights, to a built book
+	$(BIN)/python tests/rehearsal.py
 
 test: env  ## lint, types, unit tests, notebooks, book and browser tests
 	$(BIN)/ruff check .

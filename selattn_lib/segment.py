@@ -1,6 +1,7 @@
 """Ground truth: the mask of what a phrase names in an image."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -23,20 +24,25 @@ class Segmenter(Protocol):
 @quietly()
 def load_segmenter(name: str = "emoji-sd", *, device: str = "cpu") -> Segmenter:
     """ "emoji-sd": the shipped segmenter of the embedded world; "grounded-sam": Grounding DINO and SAM from the hub;
-    "sam3": SAM 3 from the hub, by text.
+    "sam3": SAM 3 from the hub, by text; or a local folder, either of a SAM 3, or with the folders `detector` (a
+    Grounding DINO) and `segmenter` (a SAM) in it.
 
-    Raises ValueError for any other name, OSError if the hub does not give a model away, with what to do.
+    Raises ValueError for any other name, OSError if a model cannot be loaded, with what to do.
     """
-    if check_segmenter(name) == "emoji-sd":
-        return EmojiSegmenter(device)
-    return GroundedSAM(device) if name == "grounded-sam" else Sam3(device)
+    if check_segmenter(name) in SEGMENTERS:
+        return {"emoji-sd": EmojiSegmenter, "grounded-sam": GroundedSAM, "sam3": Sam3}[name](device)
+    if (Path(name) / "detector").is_dir():
+        return GroundedSAM(device, detector=f"{name}/detector", segmenter=f"{name}/segmenter")
+    return Sam3(device, source=name)
 
 
 def check_segmenter(name: str) -> str:
-    """`name` itself, if there is such a segmenter; ValueError naming them all otherwise."""
-    if name not in SEGMENTERS:
-        raise ValueError(f"no segmenter {name!r}: expected one of {', '.join(SEGMENTERS)}")
-    return name
+    """`name` itself, or the full path of the folder; ValueError naming all segmenters if there is none such."""
+    if name in SEGMENTERS:
+        return name
+    if not Path(name).is_dir():
+        raise ValueError(f"no segmenter {name!r}: expected one of {', '.join(SEGMENTERS)}, or a local folder")
+    return str(Path(name).resolve())
 
 
 class EmojiSegmenter:

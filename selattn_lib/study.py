@@ -12,10 +12,10 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from tqdm import tqdm
 from .capture import capture
 from .concepts import benchmark_words, check_concept, load_concepts, read_lines
 from .heads import cross_attention_heads
-from .models import EMBEDDED, load_pipeline, model_source, unet_layout
+from .models import DEVICES, DTYPES, EMBEDDED, default_dtype, load_pipeline, model_source, pick_device, unet_layout
 from .relevance import HeadRelevance, load_hrv, score_heads
 from .segment import Detector, check_segmenter, load_segmenter
 from .store import Store
@@ -43,16 +43,17 @@ def runs_folder() -> Path:
     return Path(os.environ.get("SELATTN_RUNS", "runs"))
 
 
-def check_selection(heads: Any, thresholds: Any, n_heads: int = 128) -> tuple[Any, list[float]]:
+def check_selection(heads: Any, thresholds: Any, model: str) -> tuple[Any, list[float]]:
     """(heads, thresholds) as they will be used; papermill's `-p thresholds "[0.3]"` arrives as text, which is read.
 
-    Raises ValueError unless `heads`, one number or a list of them, are whole numbers from 1 to `n_heads`, and every
-    threshold lies strictly between 0 and 1.
+    Raises ValueError unless `heads`, one number or a list of them, are whole numbers from 1 to the number of heads of
+    the model, and every threshold lies strictly between 0 and 1.
     """
     heads, thresholds = _literal(heads), _literal(thresholds)
+    n_heads = len(cross_attention_heads(unet_layout(model)))
     for count in heads if isinstance(heads, list) and heads else [heads]:
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= n_heads:
-            raise ValueError(f"heads={heads!r}: expected whole numbers from 1 to {n_heads}, the heads of the model")
+            raise ValueError(f"heads={heads!r}: expected whole numbers from 1 to {n_heads}, the heads of {model}")
     values = thresholds if isinstance(thresholds, list | tuple) else [thresholds]
     if not values or not all(isinstance(t, int | float) and 0 < t < 1 for t in values):
         raise ValueError(f"thresholds={thresholds!r}: expected numbers between 0 and 1, such as [0.3, 0.4, 0.5]")
@@ -82,6 +83,7 @@ class Stored(BaseModel):
     model: str = EMBEDDED
     revision: str = ""
     batch: int = Field(default=10, ge=1, description="units computed together; part of the study, as it decides bits")
+    dtype: Literal["fp32", "fp16", "bf16"] = Field(default="fp32", description="of the model; empty: the device's own")
 
     def __init__(self, **fields: Any) -> None:
         try:
@@ -105,6 +107,8 @@ class Stored(BaseModel):
             if fields.get("revision", "") not in ("", revision):
                 raise ValueError(f"revision {fields['revision']!r}: the weights in {source} are of revision {revision}")
             fields = {**fields, "revision": revision}
+        if not fields.get("dtype"):
+            fields = {**fields, "dtype": default_dtype(model, pick_device(), fields.get("revision") or None)}
         if "guidance" in cls.model_fields and fields.get("guidance") is None:
             fields = {**fields, "guidance": GUIDANCE.get(model, 7.5)}
         return fields
@@ -118,7 +122,8 @@ class Stored(BaseModel):
 
     @cached_property
     def pipe(self) -> Any:
-        return load_pipeline(self.model, revision=self.revision or None)
+        offload = os.environ.get("SELATTN_OFFLOAD") == "1"
+        return load_pipeline(self.model, dtype=DTYPES[self.dtype], revision=self.revision or None, offload=offload)
 
     @property
     def size(self) -> int:
@@ -133,7 +138,7 @@ class Stored(BaseModel):
         """What `run` returns, made from all that is stored."""
         return stored
 
-    def run(self, workers: Any = None) -> Any:
+    def run(self, workers: Any = None, bar: tqdm | None = None) -> Any:
         """Compute what is not stored yet, with a progress bar, and return the results.
 
         `workers`: 0, to compute in this process; a number of processes to start here; or where a `dask.distributed`
@@ -144,35 +149,40 @@ class Stored(BaseModel):
 
         A run that is killed, or finds the disk full, goes on where it was when it is started again; units whose files
         were damaged are computed again; a second process on the same study waits for the first. The results are the
-        same bits in all these cases, on one type of device.
+        same bits in all these cases, on one type of device: `$SELATTN_DEVICE` or the best there is. Which it was stands
+        in the variable `device` (image) of the results. With `$SELATTN_OFFLOAD` at 1 the parts of a model wait in main
+        memory until they are called. `bar`: to be moved on by one for each unit, in place of a bar of the study's own.
 
         Raises OSError if the disk is full or the model cannot be loaded, MemoryError if a single unit does not fit.
         """
-        return self.results(self.stored(workers))
+        return self.results(self.stored(workers, bar))
 
-    def stored(self, workers: Any = None) -> xr.Dataset:
+    def stored(self, workers: Any = None, bar: tqdm | None = None) -> xr.Dataset:
         """`run`, up to the variables of all units, each read from the disk only where it is used."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with _alone(self.folder):
             try:
-                return self._completed(workers_wanted(workers))
+                return self._completed(workers_wanted(workers), bar)
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise
                 text = f"the disk of {self.folder} is full; what is computed is kept: free some space, then run again"
                 raise OSError(errno.ENOSPC, text) from error
 
-    def _completed(self, workers: Any) -> xr.Dataset:
+    def _completed(self, workers: Any, bar: tqdm | None) -> xr.Dataset:
         (self.folder / "study.json").write_text(self.model_dump_json(indent=1))
         store = Store(self.folder, self.size)
         batches = [range(i, min(i + self.batch, self.size)) for i in range(0, self.size, self.batch)]
         missing = [units for units in batches if not all(map(store.has, units))]
         if missing:
-            with tqdm(total=self.size, initial=self.size - sum(map(len, missing)), desc=self.label) as bar:
+            there = self.size - sum(map(len, missing))
+            own = tqdm(total=self.size, initial=there, desc=self.label) if bar is None else nullcontext(bar)
+            with own as shown:
                 for units, found in self._mapped(missing, workers):
                     store.keep(units, found)
-                    bar.update(len(units))
-        return store.open()
+                    shown.update(len(units))
+        stored = store.open()
+        return stored.assign(device=("image", np.array(DEVICES)[stored["device"].values]))
 
     def _mapped(self, batches: Sequence[range], workers: Any) -> Iterator[tuple[range, xr.Dataset]]:
         """`computed` of each batch of units, here and in order or on workers and as they come."""
@@ -196,7 +206,12 @@ class Stored(BaseModel):
         were: less than the study's own where memory ran out, and there the bits are those of a smaller batch.
         """
         try:
-            return self.compute(units).assign(batch=("image", np.full(len(units), len(units), np.uint16)))
+            found = self.compute(units)
+            number = DEVICES.index(pick_device().partition(":")[0])
+            return found.assign(
+                batch=("image", np.full(len(units), len(units), np.uint16)),
+                device=("image", np.full(len(units), number, np.uint8)),
+            )
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
@@ -327,7 +342,7 @@ class _Generated(_Maps):
 
     @cached_property
     def judge(self) -> Any:
-        return load_segmenter(self.segmenter, device=str(self.pipe.device))
+        return load_segmenter(self.segmenter, device=pick_device())
 
 
 class _Benchmark(_Maps):
@@ -341,7 +356,8 @@ class _Benchmark(_Maps):
     def _fill_words(cls, fields: dict[str, Any]) -> dict[str, Any]:
         concept, concepts = fields.get("concept", "Animals"), concepts_of(fields.get("model", EMBEDDED))
         check_concept(concept, concepts)
-        return {**fields, "words": tuple(fields.get("words") or benchmark_words(concept, concepts))}
+        words = _literal(fields.get("words")) or benchmark_words(concept, concepts)
+        return {**fields, "words": (words,) if isinstance(words, str) else tuple(words)}
 
     def results(self, stored: xr.Dataset) -> xr.Dataset:
         """Head maps (see `Capture.dataset`), `image_rgb` (image, y, x, rgb) uint8 and `truth` (image, y, x) bool,
@@ -422,14 +438,15 @@ class KnownTruthStudy(_Benchmark):
             for i, u in zip(units, chosen, strict=True)
         ]
         pictures = np.stack([scene.image for scene in scenes])
-        clean = pipe.vae.encode(pipe.image_processor.preprocess(pictures.astype(np.float32) / 255)).latent_dist.mode()
+        pixels = pipe.image_processor.preprocess(pictures.astype(np.float32) / 255).to(pipe.vae.device, pipe.vae.dtype)
+        clean = pipe.vae.encode(pixels).latent_dist.mode()
         clean = (clean * pipe.vae.config.scaling_factor).repeat_interleave(len(times), 0)
         draws = [torch.Generator().manual_seed(int(i)) for i in units]
         noise = torch.cat([torch.randn((len(times), *clean.shape[1:]), generator=g) for g in draws])
-        noised = pipe.scheduler.add_noise(clean, noise, times.repeat(len(units)))
+        noised = pipe.scheduler.add_noise(clean, noise.to(clean.device, clean.dtype), times.repeat(len(units)))
         with capture(pipe, words=[[u["subject"]] for u in chosen]) as maps:
-            text, _ = pipe.encode_prompt([u["prompt"] for u in chosen], "cpu", len(times), False)
-            pipe.unet(noised, times.repeat(len(units)), text)
+            text, _ = pipe.encode_prompt([u["prompt"] for u in chosen], clean.device, len(times), False)
+            pipe.unet(noised, times.repeat(len(units)).to(clean.device), text)
         found = halved(maps.dataset().coarsen(image=len(times)).mean())
         found["image_rgb"] = (("image", "y", "x", "rgb"), pictures)
         found["truth"] = (("image", "y", "x"), np.stack([scene.masks[0] for scene in scenes]))
@@ -439,10 +456,11 @@ class KnownTruthStudy(_Benchmark):
 class RelevanceStudy(Stored):
     """Head relevance vectors (Eq. 3) of `concepts`, counted while `images` varied prompts are generated.
 
-    The prompts are "a photo of a {word}" over the concepts' words, unless others are given: `classes`, to be put as
-    "a photo of a {class}.", and `texts`, to be used as they are. Each is a list, or the path of a text file with one a
-    line; "imagenet" names the 1,000 classes of ILSVRC 2012. The HRV paper's 2,100 images are those and 1,100 texts.
-    They come in a seeded order, again and again if there are fewer than `images`.
+    The prompts are `classes`, to be put as "a photo of a {class}.", and `texts`, to be used as they are. Each is a
+    list, or the path of a text file with one a line; "imagenet" names the 1,000 classes of ILSVRC 2012. The HRV paper's
+    2,100 images are those and 1,100 texts. If neither is given, they are "imagenet", but for the embedded model "a
+    photo of a {word}" over its concepts' words. They come in a seeded order, again and again if there are fewer than
+    `images`.
     """
 
     images: int = Field(default=120, ge=2)
@@ -452,6 +470,12 @@ class RelevanceStudy(Stored):
     start_token: bool = False
     classes: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_classes(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        given = fields.get("model", EMBEDDED) == EMBEDDED or fields.get("classes") or fields.get("texts")
+        return fields if given else {**fields, "classes": "imagenet"}
 
     @field_validator("classes", "texts", mode="before")
     @classmethod

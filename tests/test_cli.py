@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from selattn_lib import cli
+from selattn_lib import cli, notebooks
 
 WIDGETS = """
 import ipywidgets as widgets
@@ -88,19 +88,19 @@ def test_two_runs_give_one_and_the_same_notebook(tmp_path: Path) -> None:
     notebook = write_notebook(tmp_path / "in" / "a.ipynb", "heads = 30", talk, WIDGETS)
     texts = []
     for name in ("first", "second"):
-        cli.run_notebook(notebook, tmp_path / name / "a.ipynb", {})
+        notebooks.run_notebook(notebook, tmp_path / name / "a.ipynb", {})
         texts.append((tmp_path / name / "a.ipynb").read_text())
     assert texts[0] == texts[1]
 
     nb = nbformat.reads(texts[0], as_version=4)
     assert [cell.id for cell in nb.cells] == ["title", "cell-0", "cell-1", "cell-2"]
     assert [(o.name, o.text) for o in nb.cells[2].outputs] == [("stdout", "0\n1\n2\n")]
-    state = nb.metadata.widgets[cli.WIDGET_STATE].state
+    state = nb.metadata.widgets[notebooks.WIDGET_STATE].state
     assert sorted(state) == [f"{i:032x}" for i in range(1, len(state) + 1)]
     assert "LinkModel" in {model.model_name for model in state.values()}
     references = set(re.findall(r"IPY_MODEL_(\w+)", json.dumps(state)))
     assert references and references <= set(state)
-    assert nb.cells[3].outputs[0].data[cli.WIDGET_VIEW]["model_id"] == f"{1:032x}"
+    assert nb.cells[3].outputs[0].data[notebooks.WIDGET_VIEW]["model_id"] == f"{1:032x}"
 
 
 def test_stabilising_keeps_outputs_and_drops_the_mark_of_the_run(tmp_path: Path) -> None:

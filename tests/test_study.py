@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_families import build_sdxl
 
 from selattn_lib.relevance import load_hrv
 from selattn_lib.segment import Detection, Detector, nothing_in
@@ -41,10 +42,17 @@ def test_a_bad_field_is_named_in_one_sentence(fields: dict, said: str) -> None:
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("heads, thresholds", [(0, [0.5]), (500, [0.5]), (True, [0.5]), (30, [1.5]), (30, [])])
+@pytest.mark.parametrize("heads, thresholds", [(0, [0.5]), (129, [0.5]), (True, [0.5]), (30, [1.5]), (30, [])])
 def test_a_bad_selection_is_refused(heads: int, thresholds: list[float]) -> None:
     with pytest.raises(ValueError, match="expected"):
-        check_selection(heads, thresholds)
+        check_selection(heads, thresholds, "emoji-sd")
+
+
+def test_heads_are_counted_on_the_model(runs: Path) -> None:
+    build_sdxl().save_pretrained(runs / "sdxl")
+    assert check_selection([1300, 20], "[0.5]", str(runs / "sdxl")) == ([1300, 20], [0.5])
+    with pytest.raises(ValueError, match="heads=1301: expected whole numbers from 1 to 1300, the heads of .*sdxl"):
+        check_selection(1301, [0.5], str(runs / "sdxl"))
 
 
 def test_the_paper_benchmark_is_the_default() -> None:
@@ -140,6 +148,8 @@ def test_prompts_of_ones_own(runs: Path) -> None:
     assert study == RelevanceStudy(images=6, classes=["tench", "quilt"], texts=runs / "same.txt")
     paper = RelevanceStudy(images=1000, classes="imagenet").prompts()
     assert len(paper) == 1000 and {"a photo of a zebra.", "a photo of a great white shark."} <= set(paper)
+    assert RelevanceStudy(model="sd14", images=2100).prompts() == [*paper, *paper, *paper[:100]]
+    assert RelevanceStudy(model="sd14", images=2, texts=["a cat asleep"]).prompts() == ["a cat asleep"] * 2
     with pytest.raises(ValueError, match="texts='nosuch.txt': no file 'nosuch.txt': expected imagenet"):
         RelevanceStudy(texts="nosuch.txt")
     (runs / "empty.txt").write_text("\n")

@@ -69,8 +69,8 @@ def count_hooks(pipe: StableDiffusionPipeline) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
 
 
-def word_tokenizer(words: list[str]) -> CLIPTokenizer:
-    """One token for each word; other words fall into several."""
+def word_tokenizer(words: list[str], length: int = 20) -> CLIPTokenizer:
+    """One token for each word; other words fall into several. At most `length` in a prompt."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     pieces = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
     merges = []
@@ -84,7 +84,7 @@ def word_tokenizer(words: list[str]) -> CLIPTokenizer:
             if left not in pieces:
                 pieces.append(left)
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=20)
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
     assert all(len(tokenizer(word, add_special_tokens=False).input_ids) == 1 for word in words)
     return tokenizer
 
