@@ -39,8 +39,7 @@ def iou(mask: Any, truth: Any) -> Any:
         raise ValueError(f"Masks are boolean, not {mask.dtype} and {truth.dtype}: threshold heat maps first.")
     if mask.shape[-2:] != truth.shape[-2:]:
         raise ValueError(f"A mask of {mask.shape[-2:]} pixels was compared with one of {truth.shape[-2:]}.")
-    both = np.count_nonzero(mask & truth, axis=(-2, -1))
-    either = np.count_nonzero(mask | truth, axis=(-2, -1))
+    both, either = _count(mask & truth), _count(mask | truth)
     result = np.where(either > 0, both / np.maximum(either, 1), 1.0)
     return result if result.ndim else float(result)
 
@@ -184,6 +183,12 @@ def _distance(height: int, width: int) -> np.ndarray:
     """(y, x) distance of each pixel's centre from the image's centre, in pixels."""
     y, x = np.ogrid[:height, :width]
     return np.hypot(y - (height - 1) / 2, x - (width - 1) / 2)
+
+
+def _count(masks: np.ndarray) -> np.ndarray:
+    """(...) pixels of masks (..., y, x); one by one, since `count_nonzero` with an axis is slow."""
+    single = masks.reshape(-1, *masks.shape[-2:])
+    return np.array([np.count_nonzero(mask) for mask in single], dtype=int).reshape(masks.shape[:-2])
 
 
 def _values(ious: Any) -> np.ndarray:

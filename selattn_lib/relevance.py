@@ -159,10 +159,13 @@ class RelevanceCounter(Tap):
         self._column_concept = np.repeat(np.arange(len(concepts)), longest)
         self._column_token = np.concatenate([np.arange(n) for n in longest])
         self._first, self._length, self._offsets = first, length, offsets
+        self._layer = np.repeat(np.arange(len(self.heads.layers)), [layer.n_heads for layer in self.heads])  # (head)
         self._keys: dict[int, torch.Tensor] = {}
+        self._attended: torch.Tensor | None = None  # (image, head, column) of the call under way
         self._counts: list[torch.Tensor] = []  # (image, concept, head) of each generation
 
     def start(self, generation: Generation) -> None:
+        self._vote()
         done = sum(len(counts) for counts in self._counts)
         units = range(done + generation.images) if self._units is None else self._units
         self._now = list(units[done : done + generation.images])
@@ -175,20 +178,27 @@ class RelevanceCounter(Tap):
         self._columns_to_concepts = one_hot.to(device)  # (column, concept)
 
     def call(self, generation: Generation) -> bool:
-        """Draw one word a concept for each (image, layer) of this call."""
+        """Count the votes of the last call, and draw one word a concept for each (image, layer) of this one."""
+        self._vote()
         size = (len(self.heads.layers), len(self.concepts))
         generators = [np.random.default_rng([self._seed, unit, generation.calls]) for unit in self._now]
         drawn = np.stack([each.integers(self._n_words, size=size) for each in generators], axis=1)
         words = (drawn + self._offsets)[..., self._column_concept]  # (layer, image, column)
         used = self._column_token < self._length[words]
         tokens = self._first[words] + np.where(used, self._column_token, 0)
-        device = generation.device
-        self._index = torch.from_numpy(tokens).to(device)
-        self._share = torch.from_numpy(used / self._length[words]).float().to(device)
-        self._bias = torch.zeros_like(self._share).masked_fill(self._share == 0, -torch.inf)
+        share = (used / self._length[words]).astype(np.float32)
+        bias = np.where(used, 0, -np.inf).astype(np.float32)
+        # A GPU is not waited for, except where such copies are not safe.
+        later = generation.device.type != "mps"
+        self._index, self._share, self._bias = (
+            torch.from_numpy(each).to(generation.device, non_blocking=later)
+            for each in (tokens, share[self._layer].transpose(1, 0, 2), bias)
+        )  # (layer, image, column), (image, head, column), (layer, image, column)
+        self._attended = self._share.new_zeros(self._share.shape)
         return True
 
     def attend(self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor) -> None:
+        assert self._attended is not None
         if number not in self._keys:
             tokens = self._tokens.to(query.device, next(attention.to_k.parameters()).dtype)
             # `forward` rather than a call: hooks of our own, and of others, are for the model's use.
@@ -199,16 +209,20 @@ class RelevanceCounter(Tap):
         if self._start_token:  # token 0: the same, whatever the first word
             chosen = torch.cat([keys[:1].expand(len(index), 1, -1), chosen], dim=1)
             bias = F.pad(bias, (1, 0))
-        by_image = zip(query, split_heads(chosen, n_heads), bias, strict=True)
-        attended = torch.stack(
-            [(q.float() @ k.transpose(-1, -2) + b).softmax(dim=-1).mean(dim=-2) for q, k, b in by_image]
-        )  # (image, head, column)
-        if self._start_token:
-            attended = attended[..., 1:]
-        winner = ((attended * self._share[number, :, None]) @ self._columns_to_concepts).argmax(dim=-1)
         first = self.heads.layers[number].first
-        counts = self._counts[-1][..., first : first + n_heads]
-        counts.scatter_add_(1, winner[:, None], torch.ones_like(counts[:, :1]))
+        for image, (q, k) in enumerate(zip(query, split_heads(chosen, n_heads), strict=True)):
+            probabilities = torch.baddbmm(bias[image], q.float(), k.transpose(1, 2)).softmax(dim=-1)
+            columns = probabilities[..., 1:] if self._start_token else probabilities
+            torch.mean(columns, dim=1, out=self._attended[image, first : first + n_heads])
+
+    def _vote(self) -> None:
+        """Let every head that attended in the last call vote, if there was one: few launches, whatever the layers."""
+        if self._attended is None:
+            return
+        winner = ((self._attended * self._share) @ self._columns_to_concepts).argmax(dim=-1)  # (image, head)
+        voted = (self._attended.amax(dim=-1) > 0).to(torch.int32)
+        self._counts[-1] = self._counts[-1].scatter_add(1, winner[:, None], voted[:, None])
+        self._attended = None
 
     def counts(self) -> xr.DataArray:
         """Votes (image, concept, head), one for each (call, image, head); `image` holds the unit numbers.
@@ -216,6 +230,7 @@ class RelevanceCounter(Tap):
         Raises RuntimeError if nothing was generated, or if some layer was never seen.
         """
         self.check_all_seen()
+        self._vote()
         values = torch.cat(self._counts).cpu().numpy()
         units = range(len(values)) if self._units is None else self._units[: len(values)]
         coords = {"image": list(units), "concept": self.concepts, **self.heads.coords()}

@@ -37,6 +37,7 @@ def test_iou_over_leading_dimensions():
     truth = np.array([[True, False]])
     masks = np.array([[[True, False]], [[True, True]], [[False, False]]])
     assert iou(masks, truth).tolist() == [1, 0.5, 0]
+    assert iou(masks[:, None], truth).tolist() == [[1], [0.5], [0]]
     assert iou(xr.DataArray(masks), truth).tolist() == [1, 0.5, 0]
 
 

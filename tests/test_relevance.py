@@ -129,6 +129,21 @@ def test_unet_called_directly(tiny_pipe):
     assert (counter.counts().sum("concept") == 1).all()
 
 
+def test_a_call_cut_short_counts_for_the_layers_that_it_reached(tiny_pipe):
+    last, calls = cross_attention_heads(tiny_pipe).layers[-1], []
+
+    def stop(*_):
+        calls.append(None)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with tiny_pipe.unet.get_submodule(last.name).register_forward_pre_hook(stop):
+        with score_heads(tiny_pipe, CONCEPTS) as counter, torch.inference_mode():
+            with pytest.raises(KeyboardInterrupt):
+                generate(tiny_pipe)
+    assert counter.counts().sum("concept").values.tolist() == [[2] * 120 + [1] * 8]
+
+
 def test_too_few_units(tiny_pipe):
     with (
         pytest.raises(ValueError, match="units names 1 images; 2"),

@@ -1,0 +1,385 @@
+"""What capture costs on Stable Diffusion v1.4's architecture, beside `daam` 0.2.0 and `attention-map-diffusers` 1.0.0.
+
+    python tests/benchmarks/run.py            # an hour or two of two cores that have nothing else to do
+    python tests/benchmarks/run.py --small    # a narrow model: minutes, to see that it works
+
+Each number is written to a JSON file as soon as it is measured; started again, the command goes on where it was. At
+its end it writes the table of the book. The other packages are measured where they can be imported:
+
+    pip install --no-deps --target runs/peers daam==0.2.0 attention-map-diffusers==1.0.0
+    PYTHONPATH=runs/peers python tests/benchmarks/run.py
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import date
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import MagicMock
+
+import diffusers
+import numpy as np
+import torch
+import xarray as xr
+from diffusers import UNet2DConditionModel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import CLIPTextConfig, CLIPTextModel
+
+import selattn_lib as sa
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+from tiny_sd import WORDS, build_pipeline, word_tokenizer  # noqa: E402
+
+PROMPT, WORD, TOKEN = "photo of a bear", "bear", 4  # the word's place in the text
+PAIRS = 5
+LAYERS = 16
+# So that peaks are those of memory in use: glibc hands freed blocks back to the system at once.
+HAND_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+# 34 concepts of ten words, as in the HRV paper; one word of each has three tokens.
+CONCEPT = ["bear", "cat", "dog", "desk", "mouse", "blue", "lamp", "oak", "photo", "oak tree lamp"]
+MEMORY = [  # (way, steps), the most telling first
+    *[("plain", 5), ("capture", 5), ("daam", 5), ("amd", 5), ("amd-exact", 5)],
+    *[("capture", 20), ("plain", 20), ("daam", 20), ("amd", 20), ("amd-exact", 20)],
+    *[("capture", 50), ("plain", 50), ("capture+hrv", 5), ("capture+hrv", 20)],
+]
+# What makes a host wait for a GPU, by the names under which PyTorch calls it.
+WAITS = "item tolist cpu numpy nonzero equal unique masked_select __bool__ __float__ __int__ __index__".split()
+
+
+def build(small: bool) -> Any:
+    """Stable Diffusion v1.4's UNet and text encoder with random weights; the autoencoder, which is not run, is tiny."""
+    torch.manual_seed(0)
+    pipe = build_pipeline()
+    tokenizer = word_tokenizer(WORDS)
+    tokenizer.model_max_length = 77
+    wide = {"cross_attention_dim": 768, "block_out_channels": (320, 640, 1280, 1280)}
+    narrow = {"cross_attention_dim": 64, "block_out_channels": (32, 64, 64, 64)}
+    unet = UNet2DConditionModel(sample_size=64, attention_head_dim=8, **(narrow if small else wide))
+    text = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    if not small:
+        text = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    config = CLIPTextConfig(
+        **text,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    pipe.register_modules(unet=unet.eval(), text_encoder=CLIPTextModel(config).eval(), tokenizer=tokenizer)
+    return pipe
+
+
+def draw(pipe: Any, small: bool, steps: int) -> Any:
+    """Latents of one image, under guidance: 512 x 512, or 128 x 128 from the narrow model."""
+    generator, side = torch.Generator().manual_seed(0), 128 if small else 512
+    settings: dict[str, Any] = {"height": side, "width": side, "guidance_scale": 7.5, "output_type": "latent"}
+    return pipe(PROMPT, generator=generator, num_inference_steps=steps, **settings).images
+
+
+# The ways to generate: each yields what turns the things kept into the maps of every head.
+
+
+@contextmanager
+def plain(pipe: Any) -> Iterator[Callable]:
+    yield lambda: None
+
+
+@contextmanager
+def capture(pipe: Any) -> Iterator[Callable]:
+    with sa.capture(pipe, [WORD]) as maps:
+        yield maps.dataset
+
+
+@contextmanager
+def capture_hrv(pipe: Any) -> Iterator[Callable]:
+    concepts = {f"concept {n}": CONCEPT for n in range(34)}
+    with sa.capture(pipe, [WORD]) as maps, sa.score_heads(pipe, concepts) as votes:
+        yield lambda: (maps.dataset(), votes.counts())
+
+
+@contextmanager
+def daam(pipe: Any) -> Iterator[Callable]:
+    # Imported at the package's top for plots and for grammar; nothing that is measured uses them.
+    for name in ("matplotlib", "matplotlib.pyplot", "spacy", "spacy.tokens"):
+        sys.modules.setdefault(name, MagicMock())
+    from daam import trace
+
+    with TemporaryDirectory() as folder, trace(pipe, data_dir=folder):
+        yield lambda: None  # its maps of every token and head are there
+
+
+@contextmanager
+def amd(pipe: Any, mode: str = "fast") -> Iterator[Callable]:
+    from attention_map_diffusers import AttentionCapture
+
+    settings = {"timesteps": "all", "heads": "all", "tokens": [TOKEN], "mode": mode}
+    with AttentionCapture(pipe, relations="image->text", **settings) as maps:
+        yield maps.compute
+
+
+@contextmanager
+def amd_exact(pipe: Any) -> Iterator[Callable]:
+    with amd(pipe, "exact") as compute:
+        yield compute
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to generate: how it is shown, what does it, and the module that it needs."""
+
+    name: str
+    run: Callable[[Any], AbstractContextManager[Callable]]
+    needs: str = "selattn_lib"
+
+
+WAYS = {
+    "plain": Way("nothing", plain),
+    "capture": Way("`capture`", capture),
+    "capture+hrv": Way("`capture` and `score_heads`", capture_hrv),
+    "daam": Way("`daam` 0.2.0", daam, "daam"),
+    "amd": Way("`attention-map-diffusers` 1.0.0, `fast`", amd, "attention_map_diffusers"),
+    "amd-exact": Way("`attention-map-diffusers` 1.0.0, `exact`", amd_exact, "attention_map_diffusers"),
+}
+INSTALLED = [name for name, way in WAYS.items() if find_spec(way.needs)]
+
+
+class Results:
+    """The cells measured so far, in a JSON file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.machine, self.cells = path, machine(), {}
+        if path.exists():
+            known = json.loads(path.read_text())
+            if known["machine"] != self.machine:
+                raise SystemExit(f"{path} is of another machine, {known['machine']}; delete it to measure this one.")
+            self.cells, self.date = known["cells"], known["date"]
+
+    def add(self, key: str, value: Any) -> None:
+        print(key, json.dumps(value), flush=True)
+        self.cells[key], self.date = value, date.today().isoformat()
+        text = json.dumps({"machine": self.machine, "date": self.date, "cells": self.cells}, indent=1)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        part.write_text(text + "\n")
+        part.replace(self.path)
+
+
+def machine() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    return {
+        "cpu": next(line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+        "cores": os.cpu_count(),
+        "memory_gb": round(gigabytes),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+    }
+
+
+# The jobs, each a process of its own.
+
+
+def measure_times(results: Results, small: bool) -> None:
+    """CPU seconds (user + system, all threads) of a generation of one step, each way in turn; a first round warms up.
+
+    One step is the hardest case for what is done once a generation.
+    """
+    pipe = build(small)
+    for pair in range(-1, PAIRS):
+        if f"time/{pair}" in results.cells:
+            continue
+        seconds, latents = {}, {}
+        for name in INSTALLED[pair % len(INSTALLED) :] + INSTALLED[: pair % len(INSTALLED)]:
+            with WAYS[name].run(pipe) as finish:
+                start = os.times()
+                latents[name] = draw(pipe, small, 1)
+                finish()
+                end = os.times()
+            seconds[name] = round(end.user + end.system - start.user - start.system, 2)
+        changed = {name: float((image - latents["plain"]).abs().max()) for name, image in latents.items()}
+        if pair >= 0:
+            results.add(f"time/{pair}", {"cpu_s": seconds, "image_changed_by": changed})
+
+
+def measure_memory(results: Results, small: bool, name: str, steps: int) -> None:
+    """MB by which a generation's peak is above what the process held before it, after one step to warm up."""
+    pipe = build(small)
+    draw(pipe, small, 1)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    before = status("VmRSS")
+    with WAYS[name].run(pipe) as finish:
+        draw(pipe, small, steps)
+        finish()
+    results.add(f"memory/{name}/{steps}", round((status("VmHWM") - before) / 1024, 1))
+
+
+def status(field: str) -> int:
+    """A field of /proc/self/status, in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(field)))
+
+
+class Kernels(TorchDispatchMode):
+    """Counts the operators that would start a kernel on a GPU: all but views and memory that is not filled."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        self.count += not (func.is_view or "empty" in func.name() or "detach" in func.name())
+        return func(*args, **kwargs or {})
+
+
+class Waits(TorchFunctionMode):
+    """Counts the calls in which a host would wait for a GPU."""
+
+    count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        moved = name == "to" and any(isinstance(each, str | torch.device) for each in (*args, *kwargs.values()))
+        self.count += name in WAITS or (moved and not kwargs.get("non_blocking"))
+        return func(*args, **kwargs)
+
+
+def measure_launches(results: Results, small: bool) -> None:
+    """Operators and waits that each way adds to a call of the UNet, the third; the model's width has no say."""
+    pipe = build(small=True)
+    for dtype in ("float32", "bfloat16"):
+        pipe.to(getattr(torch, dtype))
+        counts = {}
+        for name in INSTALLED:
+            totals = []
+            for steps in (2, 3):  # with PNDM one call more
+                with WAYS[name].run(pipe), Kernels() as kernels, Waits() as waits:
+                    draw(pipe, True, steps)
+                totals.append(np.array([kernels.count, waits.count]))
+            counts[name] = totals[1] - totals[0]
+            added = counts[name] - counts["plain"]
+            results.add(f"launches/{name}/{dtype}", {"kernels": int(added[0]), "waits": int(added[1])})
+
+
+def measure_surface(results: Results, small: bool, images: int = 4) -> None:
+    """Seconds for 100 images of SD v1.4's size of the IoU at every number of heads and at three thresholds."""
+    rng = np.random.default_rng(0)
+    data: dict[str, Any] = {"truth": (("image", "y", "x"), rng.random((images, 512, 512)) < 0.3)}
+    coords: dict[str, Any] = {"word": [WORD]}
+    first = 0
+    for side, heads in ((64, 40), (32, 40), (16, 40), (8, 8)):
+        grid = f"{side}x{side}"
+        values = rng.random((images, 1, heads, side, side), dtype=np.float32).astype(np.float16)
+        data[f"maps_{grid}"] = (("image", "word", f"head_{grid}", f"y_{grid}", f"x_{grid}"), values)
+        coords[f"head_{grid}"] = np.arange(first, first + heads)
+        first += heads
+    maps = xr.Dataset(data, coords, attrs={"height": 512, "width": 512})
+    start = time.perf_counter()
+    sa.study_iou_curves(maps, rng.permutation(first), (0.3, 0.4, 0.5))
+    results.add("surface", round((time.perf_counter() - start) * 100 / images, 1))
+
+
+JOBS = {
+    "launches": measure_launches,
+    "surface": measure_surface,
+    "time": measure_times,
+    **{f"memory/{name}/{steps}": partial(measure_memory, name=name, steps=steps) for name, steps in MEMORY},
+}
+
+
+def is_done(job: str, cells: dict[str, Any]) -> bool:
+    last = {"time": f"time/{PAIRS - 1}", "launches": f"launches/{INSTALLED[-1]}/bfloat16"}
+    return last.get(job, job) in cells
+
+
+def markdown(results: Results) -> str:
+    """The table of the book, and what it was measured on."""
+    cells = results.cells
+    columns = ("beside the generation", "CPU time", "extra peak memory (MB)", "image", "kernels a layer", "waits")
+    lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
+    for name, way in WAYS.items():
+        row = _time(cells, name), _memory(cells, name), _image(cells, name), *_launches(cells, name)
+        unknown = "not measured" if name in INSTALLED else "not installed"
+        lines.append(f"| {way.name} | " + " | ".join(value or unknown for value in row) + " |")
+    if "surface" in cells:
+        lines += ["", f"The IoU of 100 images at 128 numbers of heads and 3 thresholds: {cells['surface']} seconds."]
+    machine = ", ".join(f"{key} {value}" for key, value in results.machine.items())
+    lines += ["", f"Measured on {results.date}: {machine}."]
+    return "\n".join(lines) + "\n"
+
+
+def _rounds(cells: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    rounds = [cells[f"time/{pair}"] for pair in range(PAIRS) if f"time/{pair}" in cells]
+    return [each for each in rounds if name in each["cpu_s"]]
+
+
+def _time(cells: dict[str, Any], name: str) -> str:
+    if not (rounds := _rounds(cells, name)):
+        return ""
+    if name == "plain":
+        return f"{median(each['cpu_s']['plain'] for each in rounds):.1f} s"
+    ratios = [each["cpu_s"][name] / each["cpu_s"]["plain"] for each in rounds]
+    return f"× {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+
+
+def _image(cells: dict[str, Any], name: str) -> str:
+    if not (rounds := _rounds(cells, name)):
+        return ""
+    changed = max(each["image_changed_by"][name] for each in rounds)
+    return f"changed by up to {changed:.0e}" if changed else "the same bits"
+
+
+def _memory(cells: dict[str, Any], name: str) -> str:
+    """MB above a plain generation of as many steps."""
+    extra = []
+    for steps in (5, 20, 50):
+        with_it, without = (cells.get(f"memory/{way}/{steps}") for way in (name, "plain"))
+        extra.append("-" if with_it is None or without is None else f"{with_it - without:.0f}")
+    if name == "plain" and extra[0] != "-":
+        return f"(its own: {cells['memory/plain/5']:.0f} MB)"
+    return "" if set(extra) == {"-"} else ", ".join(extra) + " MB"
+
+
+def _launches(cells: dict[str, Any], name: str) -> tuple[str, str]:
+    """Kernels a layer and waits, added to a call of the network; the larger number of the two data types."""
+    counts = [cell for key, cell in cells.items() if key.startswith(f"launches/{name}/")]
+    if not counts:
+        return "", ""
+    kernels, waits = (max(count[kind] for count in counts) for kind in ("kernels", "waits"))
+    return f"{kernels / LAYERS:.1f}", str(waits)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="a narrow model, to see that it works")
+    parser.add_argument("--only", default="", help="the jobs that begin with this: launches, surface, time or memory")
+    parser.add_argument("--job", choices=JOBS, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    path = ROOT / ("runs/benchmarks/small.json" if given.small else "tests/benchmarks/results.json")
+    table = path.with_suffix(".md") if given.small else ROOT / "book/performance_table.md"
+    if given.job:
+        JOBS[given.job](Results(path), given.small)
+        return
+    for job in JOBS:
+        name = job.split("/")[1] if "/" in job else "plain"
+        if job.startswith(given.only) and name in INSTALLED and not is_done(job, Results(path).cells):
+            command = [sys.executable, __file__, "--job", job, *["--small"] * given.small]
+            subprocess.run(command, check=True, env={**os.environ, **HAND_BACK} if "memory" in job else None)
+    table.write_text(markdown(Results(path)))
+    print(f"The table is in {table}")
+
+
+if __name__ == "__main__":
+    main()
