@@ -25,7 +25,7 @@ def chosen_heads(sets: Mapping[str, Any], n_heads: int = 128) -> xr.DataArray:
     weights = np.zeros((len(sets), n_heads), np.float32)
     for row, (name, heads) in zip(weights, sets.items(), strict=True):
         numbers = np.arange(n_heads) if isinstance(heads, str) and heads == "all" else np.asarray(heads)
-        if not (len(numbers) and np.issubdtype(numbers.dtype, np.integer) and np.isin(numbers, range(n_heads)).all()):
+        if not (numbers.size and np.issubdtype(numbers.dtype, np.integer) and np.isin(numbers, range(n_heads)).all()):
             raise ValueError(f"{name!r}: {heads!r}: expected 'all' or head numbers from 0 to {n_heads - 1}")
         row[numbers] = 1
     return xr.DataArray(weights, {"set": list(sets)}, ("set", "head"))

@@ -132,7 +132,7 @@ def test_agreement_is_scipys_and_grows_with_the_number_of_images():
         own = found.sel(size=12, concept=concept)[2]
         assert own.sel(statistic="correlation") == pytest.approx(spearmanr(one[i], two[i]).statistic)
         assert own.sel(statistic="shared") == len(set(tops[0].top(concept, 10)) & set(tops[1].top(concept, 10))) / 10
-    assert (found.sel(size=12).mean("draw") > found.sel(size=1).mean("draw") + 0.1).all()
+    assert (found.sel(size=12) > found.sel(size=1)).mean() > 0.8
     counts[:, 1] = 0
     assert np.isnan(agreement(counts, [3], draws=1).sel(concept="b")).all()
     with pytest.raises(ValueError, match="from 1 to 12"):
