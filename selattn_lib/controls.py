@@ -168,9 +168,9 @@ def agreement(
     """How well two head relevance vectors agree that are counted on different generations, n each.
 
     `counts` are votes (image, concept, head); for each n of `sizes`, 2 n images are drawn and dealt to two sides.
-    Returns (size, draw, concept, statistic): "correlation", Spearman's between the two rankings, and "shared", the share
-    of the `top` heads of one that are among those of the other; top / H by chance. Concepts without a vote on one side
-    are not a number. Raises ValueError if there are fewer than 2 n images.
+    Returns (size, draw, concept, statistic): "correlation", Spearman's between the two rankings, and "shared", the
+    share of the `top` heads of one that are among those of the other; top / H by chance. Concepts without a vote on one
+    side are not a number. Raises ValueError if there are fewer than 2 n images.
     """
     votes, found = counts.transpose("image", "concept", "head").values.astype(float), []
     for size in sizes:
@@ -210,14 +210,14 @@ def relevance_orders(
 
 
 def concentration(relevance: HeadRelevance, k: int = 30) -> xr.DataArray:
-    """(concept) how peaked each head relevance vector is: the share of its votes that its top k heads have, k / H if all
-    heads are alike."""
+    """(concept) how peaked each head relevance vector is: the share of its votes that its top k heads have, k / H if
+    all heads are alike."""
     scores = np.sort(relevance.scores.transpose("concept", "head").values, axis=1)
     return relevance.scores["concept"].copy(data=scores[:, -k:].sum(axis=1) / scores.sum(axis=1)).rename("share")
 
 
 def percentile(value: float, draws: Any) -> tuple[float, float]:
-    """(percentile of `value` among the draws, one-sided p): p is the share of draws, `value` included, that reach it."""
+    """(percentile of `value` among the draws, one-sided p: the share of draws, `value` included, that reach it)."""
     draws = np.asarray(draws).ravel()
     return 100 * float((draws < value).mean()), float((1 + (draws >= value).sum()) / (1 + len(draws)))
 
