@@ -14,7 +14,7 @@ import xarray as xr
 from scipy.stats import rankdata
 
 from .aggregate import _bicubic, _image_size, _native, _normalise
-from .metrics import mean_iou, paired_difference
+from .metrics import Difference, mean_iou, paired_difference
 from .relevance import HeadRelevance
 
 BLOCK_PIXELS = 2**19  # upsampled pixels held at a time: 2 MB in float32, which a processor's cache holds
@@ -117,9 +117,10 @@ def set_heatmaps(maps: xr.Dataset, weights: torch.Tensor, *, image: int = 0, wor
         yield _normalise(down @ torch.cat(across, dim=1)).flatten(1)
 
 
-def oracle_order(own: xr.DataArray, images: np.ndarray) -> np.ndarray:
-    """(head) head numbers by the mean IoU of each head's own map, `own` (image, head), over `images`; best first."""
-    return np.argsort(-own.isel(image=images).mean("image").values, kind="stable")
+def single_ious(results: xr.Dataset, thresholds: Sequence[float] = (0.3, 0.4, 0.5)) -> xr.DataArray:
+    """IoU (image, single, threshold) of each head's own map, `single` numbering the heads."""
+    each = np.eye(len(grids(results)), dtype=np.float32)
+    return set_ious(results, xr.DataArray(each, {"single": np.arange(len(each))}, ("single", "head")), thresholds)
 
 
 def folds(groups: Any) -> list[np.ndarray]:
@@ -134,30 +135,21 @@ def folds(groups: Any) -> list[np.ndarray]:
     return [np.flatnonzero(number % 2 == half) for half in (0, 1)]
 
 
-def oracle_ious(
-    results: xr.Dataset,
-    ks: Sequence[int],
-    thresholds: Sequence[float] = (0.3, 0.4, 0.5),
-    *,
-    groups: Any = None,
-) -> xr.DataArray:
+def oracle_ious(results: xr.Dataset, own: xr.DataArray, ks: Sequence[int], *, groups: Any = None) -> xr.DataArray:
     """IoU (image, k, threshold) of the best k heads: heads ranked by their own IoU on one half of the images, scored on
-    the other half, and the reverse. No selection of k heads knows more than this one, so it is a ceiling to aim for.
+    the other half, and the reverse. It has seen true masks, which head relevance has not: a ceiling to aim for.
 
-    Halves share no group (default: the coordinate `subject`). Each threshold has a ranking of its own.
+    `own` is `single_ious` of the same `results`; each of its thresholds has a ranking of its own. Halves share no
+    group (default: the coordinate `subject`).
     """
-    halves = folds(results["subject"].values if groups is None else groups)
-    n_heads = len(grids(results))
-    own = set_ious(results, xr.DataArray(np.eye(n_heads, dtype=np.float32), dims=("single", "head")), thresholds)
-    parts = []
+    halves, parts = folds(results["subject"].values if groups is None else groups), []
     for learnt, scored in (halves, halves[::-1]):
-        orders = np.stack([oracle_order(own.isel(threshold=t), learnt) for t in range(len(thresholds))])
-        sets = first_heads(xr.DataArray(orders, {"threshold": list(thresholds)}, ("threshold", "head")), ks)
-        each = [
-            set_ious(results.isel(image=scored), sets.sel(threshold=t, drop=True), [t]).isel(threshold=0)
-            for t in thresholds
-        ]
-        parts.append(xr.concat(each, xr.Variable("threshold", list(thresholds))))
+        mean = own.isel(image=learnt).mean("image").transpose("threshold", "single")
+        orders = mean.copy(data=np.argsort(-mean.values, axis=1, kind="stable")).rename(single="head").drop_vars("head")
+        sets = first_heads(orders, ks)
+        half = results.isel(image=scored)
+        each = [set_ious(half, sets.sel(threshold=t, drop=True), [t]) for t in own["threshold"].values]
+        parts.append(xr.concat(each, "threshold"))
     joined = xr.concat(parts, "image").isel(image=np.argsort(np.concatenate(halves[::-1])))
     return joined.transpose("image", "k", "threshold")
 
@@ -222,6 +214,15 @@ def percentile(value: float, draws: Any) -> tuple[float, float]:
     return 100 * float((draws < value).mean()), float((1 + (draws >= value).sum()) / (1 + len(draws)))
 
 
+def rank_correlation(first: Any, second: Any, *, seed: int = 0, draws: int = 9999) -> tuple[float, float]:
+    """(Spearman's rank correlation, two-sided p of a permutation test) of two lists of the same things."""
+    ranks = [rankdata(values) - (len(np.asarray(values)) + 1) / 2 for values in (first, second)]
+    scale = np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum())
+    rng, observed = np.random.default_rng(seed), ranks[0] @ ranks[1] / scale
+    drawn = rng.permuted(np.tile(ranks[0], (draws, 1)), axis=1) @ ranks[1] / scale
+    return float(observed), float((1 + (np.abs(drawn) >= abs(observed) - 1e-12).sum()) / (1 + draws))
+
+
 def effect_size(a: Any, b: Any, groups: Any = None) -> float:
     """Cohen's d of paired values: the mean over groups of the mean difference a - b, over its standard deviation.
 
@@ -253,6 +254,14 @@ def comparison_table(ious: Mapping[str, Any], groups: Any, *, against: str) -> p
         rows.append(row + [""] * (7 - len(row)))
     columns = ["mean IoU", "95 % interval", f"less {against}", "95 % interval", "p", "d", "prompts ahead"]
     return pd.DataFrame(rows, index=pd.Index(list(ious), name="heads"), columns=columns)
+
+
+def statement(first: str, second: str, difference: Difference) -> str:
+    """What the interval of a paired difference says: "A beats B (+0.050 [+0.031, +0.069], p = 0.003)", or that A trails
+    B, or cannot be told from it."""
+    verb = "beats" if difference.low > 0 else "trails" if difference.high < 0 else "cannot be told from"
+    mean, low, high, p = difference
+    return f"{first} {verb} {second} ({mean:+.3f} [{low:+.3f}, {high:+.3f}], p = {p:.3f})"
 
 
 def _rows(results: xr.Dataset, sets: xr.DataArray) -> torch.Tensor:

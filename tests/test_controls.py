@@ -19,10 +19,13 @@ from selattn_lib.controls import (
     oracle_ious,
     percentile,
     random_orders,
+    rank_correlation,
     relevance_orders,
     set_ious,
+    single_ious,
+    statement,
 )
-from selattn_lib.metrics import centred_disc, iou, study_iou_curves
+from selattn_lib.metrics import Difference, centred_disc, iou, study_iou_curves
 from selattn_lib.relevance import HeadRelevance
 
 PIXEL = 2 / (64 * 128)  # rounding may move a pixel or two across a threshold
@@ -110,10 +113,12 @@ def test_the_oracle_learns_on_one_half_and_is_scored_on_the_other():
         {"head_16x16": [0, 1], "subject": ("image", ["ant", "ant", "bee", "bee"]), "word": ["w"]},
         attrs={"height": 16, "width": 16},
     )
-    wrong_way = oracle_ious(study, [1, 2], [0.5])
+    own = single_ious(study, [0.5])
+    assert own.sel(threshold=0.5).values.tolist() == [[1, 0], [1, 0], [0, 1], [0, 1]]
+    wrong_way = oracle_ious(study, own, [1, 2])
     assert wrong_way.dims == ("image", "k", "threshold")
     assert wrong_way.sel(k=1).values.ravel().tolist() == [0, 0, 0, 0]
-    right_way = oracle_ious(study, [1], [0.5], groups=[0, 1, 0, 1])  # each half has both animals: a tie, head 0
+    right_way = oracle_ious(study, own, [1], groups=[0, 1, 0, 1])  # each half has both animals: a tie, head 0
     assert right_way.values.ravel().tolist() == [1, 1, 0, 0]
 
 
@@ -173,3 +178,19 @@ def test_comparison_table_is_paired_and_by_group():
     assert table.loc["all"].tolist()[2:] == [""] * 5
     assert table.loc["better", "less all"].startswith("+0.") and table.loc["better", "prompts ahead"] == "4 of 4"
     assert table.columns[2] == "less all" and float(table.loc["better", "d"]) > 5
+
+
+def test_rank_correlation_is_spearmans_with_a_permutation_test():
+    rng = np.random.default_rng(0)
+    x, y = rng.random(9), rng.integers(0, 4, 9)
+    assert rank_correlation(x, y)[0] == pytest.approx(spearmanr(x, y).statistic)
+    rho, p = rank_correlation(np.arange(5), np.arange(5), draws=20000)
+    assert rho == pytest.approx(1) and p == pytest.approx(2 / 120, abs=0.003)
+
+
+def test_a_statement_follows_the_interval():
+    assert statement("A", "B", Difference(0.05, 0.031, 0.069, 0.003)) == (
+        "A beats B (+0.050 [+0.031, +0.069], p = 0.003)"
+    )
+    assert statement("A", "B", Difference(-0.05, -0.069, -0.031, 0.003)).startswith("A trails B (-0.050")
+    assert statement("A", "B", Difference(0.01, -0.01, 0.03, 0.4)).startswith("A cannot be told from B")
