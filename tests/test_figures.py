@@ -224,11 +224,6 @@ def test_contact_sheet_holds_every_picture_with_its_label():
         figures.contact_sheet(images, labels[:6])
 
 
-def test_shares_are_named_bars_in_the_order_given():
-    bar = figures.shares({"bear": 0.25, "cat": 1.0}).data[0]
-    assert list(bar.y) == ["bear", "cat"] and list(bar.x) == [0.25, 1.0]
-
-
 def test_training_curve_is_the_loss_over_the_samples():
     figure = figures.training_curve([0, 1000.4, 2000], np.array([1.0, 0.12346, np.nan]), title="Loss")
     assert list(figure.data[0].x) == [0, 1000, 2000] and list(figure.data[0].y) == [1, 0.1235, None]
@@ -254,10 +249,46 @@ def test_every_figure_follows_the_page(relevance):
         figures.rank_stability(np.arange(128), np.arange(128)),
         figures.overlay_grid(np.zeros((1, 8, 8, 3), np.uint8), {"a": np.zeros((1, 8, 8))}),
         figures.training_curve(np.arange(3), np.ones(3)),
-        figures.shares({"bear": 0.5}),
         figures.similarity_matrix(xr.DataArray(np.eye(2), {"concept": ["a", "b"]}, ("concept", "other_concept"))),
     ]
     for figure in made:
         assert figure.layout.template.layout.paper_bgcolor == "rgba(0,0,0,0)"
         assert figure.layout.template.layout.font.color == figures.INK
         assert not re.search(r'"bdata"', figure.to_json())  # typed arrays would hide the numbers in binary
+
+
+def test_interval_lines_have_a_band_each_and_levels():
+    curves = {"top": ([1, 10, 100], np.array([[0.5, 0.4, 0.6]] * 3)), "bare": ([1, 2], [0.1, 0.2])}
+    figure = figures.interval_lines(
+        curves, x="k", behind={"random": ([1, 2], np.ones((2, 3)))}, levels={"all": 0.3}, marks=[30], log=True
+    )
+    names = [trace.name for trace in figure.data if trace.name]
+    assert names == ["random", "top", "bare", "all 0.300"] and len(figure.data) == 6
+    assert figure.data[2].y[-1] == 0.6 or 0.6 in figure.data[2].y
+    assert figure.layout.xaxis.type == "log" and list(figure.data[-1].x) == [1, 100]
+    with pytest.raises(ValueError, match="'top' has 2 places"):
+        figures.interval_lines({"top": ([1, 2], np.ones((3, 3)))}, x="k")
+
+
+def test_interval_dots_keep_the_order_and_mark():
+    figure = figures.interval_dots({"a": (1, 0, 3), "b": (2, 1, 3)}, x="IoU", marked=["b"], levels={"all": 1.5})
+    assert figure.layout.yaxis.categoryarray == ("b", "a")
+    assert (
+        figure.data[1].y == ("b",)
+        and figure.data[0].error_x.array == (2,)
+        and figure.data[0].error_x.arrayminus == (1,)
+    )
+
+
+def test_interval_scatter_names_its_points():
+    figure = figures.interval_scatter([0.1, 0.2], [[1, 0.5, 2], [0, -1, 1]], ["one", "two"], x="share", y="gain")
+    assert figure.data[0].text == ("one", "two") and figure.data[0].error_y.array == (1, 1)
+
+
+def test_score_surface_marks_its_highest_cell():
+    mean = xr.DataArray([[0.1, 0.2], [0.9, 0.3]], {"k": [5, 9], "threshold": [0.3, 0.4]}, ("k", "threshold"))
+    figure = figures.score_surface(mean, mean > 0.25)
+    assert (figure.data[2].x, figure.data[2].y) == ((9,), (0.3,))
+    assert np.asarray(figure.data[0].z)[0].tolist() == [0.1, 0.9]
+    with pytest.raises(ValueError, match="dimensions"):
+        figures.score_surface(mean.T)
