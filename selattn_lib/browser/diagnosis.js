@@ -1,0 +1,88 @@
+// The diagnosis explorer: one word, two or three concepts; overlap and difference of their maps.
+
+export function diagnosisView(scene) {
+  const { get, nHeads } = scene;
+  const colours = CONCEPT_COLOURS.slice(0, get("n_concepts"));
+  const [picture, all, overlapping, lead] = ["picture", "all", "overlap", "lead"].map(panel);
+  const sets = colours.map(() => panel("chosen"));
+  const grid = headGrid(get("grid"));
+  overlapping.reading.classList.add("selattn-keys");
+  lead.reading.classList.add("selattn-keys");
+  const ranks = Object.fromEntries(scene.concepts.map((name) => [name, ranksOf(scene.rankings[name])]));
+
+  function update(level) {
+    const { shown } = scene;
+    const choices = colours.map((colour, i) => {
+      const concept = scene.concepts[get(`concept_${i}`)];
+      const heads = chooseHeads("top k", get("k"), scene.rankings[concept], scene.randomOrder);
+      const heat = scene.heatOf(i, heads);
+      const measured = scene.measure(heat, level);
+      const edge = { path: scene.paintHeat(sets[i], heat, level, colour), colour };
+      scene.describe(sets[i], `Top ${heads.length} heads for ${concept}`, measured.text);
+      sets[i].title.style.borderColor = colour;
+      return { concept, colour, heads, heat, edge, ...measured };
+    });
+    scene.paintAll(all, level);
+    scene.paintImage(picture, shown.photo, choices.map(({ edge }) => edge));
+    scene.describe(picture, "Picture, with the edges", scene.about);
+    showOverlap(choices);
+    showLead(choices);
+    showGrid(choices);
+    return inWords(choices, level);
+  }
+
+  /** Masks in flat colours: whose a pixel is alone, and which are in several. */
+  function showOverlap(choices) {
+    const masks = choices.map(({ mask }) => mask);
+    const drawn = masks.map((mask) => scene.drawn(mask));
+    const pixels = overlaps(scene.shown.grey, drawn, colours.map(rgbOf), rgbOf(SHARED_COLOUR));
+    scene.paintPixels(overlapping, pixels);
+    const shares = memberships(masks).map((count) => percent(count / masks[0].length));
+    const keys = choices.map(({ concept, colour }, i) => [colour, `only ${concept} ${shares[i]}`]);
+    keys.push([SHARED_COLOUR, `${choices.length > 2 ? "several" : "both"} ${shares.at(-1)}`]);
+    scene.describe(overlapping, "Where the masks overlap", keys.map(([, text]) => text).join(", "));
+    overlapping.reading.replaceChildren(...keys.map(([colour, text]) => key(colour, text)));
+  }
+
+  /** Where each concept's heads see more of the word than the others' do. */
+  function showLead(choices) {
+    const heats = choices.map(({ heat }) => scene.drawn(heat));
+    scene.paintPixels(lead, leaders(scene.shown.grey, heats, colours.map(rgbOf)));
+    const names = choices.map(({ concept }) => concept);
+    scene.describe(lead, "Difference: whose map is stronger", names.join(", "));
+    lead.reading.replaceChildren(...choices.map(({ concept, colour }) => key(colour, concept)));
+  }
+
+  function showGrid(choices) {
+    const members = choices.map(({ heads }) => new Set(heads));
+    const colourOf = (number) => {
+      const inside = choices.filter((_, i) => members[i].has(number));
+      return inside.length > 1 ? SHARED_COLOUR : (inside[0]?.colour ?? null);
+    };
+    const noteOf = (number) => choices.map(({ concept }) => `rank ${ranks[concept][number]} for ${concept}`).join(", ");
+    const lit = new Set(choices.flatMap(({ heads }) => heads)).size;
+    grid.update(colourOf, noteOf, `${lit} of ${nHeads} heads; heads of several concepts in pink`);
+  }
+
+  function inWords(choices, level) {
+    const pairs = choices.flatMap((a, i) =>
+      choices.slice(i + 1).map((b) => {
+        const shared = a.heads.filter((head) => b.heads.includes(head)).length;
+        const overlap = iou(a.mask, b.mask).toFixed(3);
+        return `${a.concept} and ${b.concept}: ${shared} heads shared, their masks overlap with IoU ${overlap}`;
+      }),
+    );
+    return `${scene.about}, ${get("k")} heads each, threshold ${level.toFixed(2)}. ${pairs.join("; ")}`;
+  }
+
+  /** Another word starts with its own concepts. */
+  function onWord() {
+    const meanings = get("meanings")[get("word")] ?? [];
+    scene.set(Object.fromEntries(meanings.map((concept, i) => [`concept_${i}`, concept])));
+  }
+
+  const panels = [picture, ...sets, overlapping, lead, all, grid].map((part) => part.node);
+  const lines = [["white", "edge of a mask; a concept's in its colour"], ["dashes", "true outline"]];
+  const settings = ["k", ...colours.map((_, i) => `concept_${i}`)];
+  return { panels, lines, settings, update, onWord };
+}

@@ -1,0 +1,68 @@
+// The entry point: builds the view of the model's kind, and keeps it up to date.
+
+const VIEWS = { aggregation: aggregationView, heads: headsView, diagnosis: diagnosisView };
+
+/** Give the sliders of ipywidgets the names that their labels show, for screen readers. */
+function nameSliders(root) {
+  for (const handle of root.querySelectorAll(".noUi-handle")) {
+    const label = handle.closest(".jupyter-widgets")?.querySelector(".widget-label");
+    if (label) handle.setAttribute("aria-label", label.textContent);
+  }
+}
+
+function mount(model, el) {
+  const scene = new Scene(model);
+  const view = VIEWS[model.get("kind")](scene, schedule);
+  const status = element("p", { class: "selattn-status", role: "status", "aria-live": "polite" });
+  const bar = legend(scene.palette, view.lines);
+  const body = element("div", { class: `selattn-body selattn-view-${model.get("kind")} selattn-sets-${model.get("n_concepts")}` });
+  body.append(...view.panels);
+  el.replaceChildren(status, body, bar.node);
+
+  let frame = null;
+  function schedule() {
+    frame ??= requestAnimationFrame(() => {
+      frame = null;
+      if (!scene.shown) return;
+      const started = performance.now();
+      const level = model.get("threshold");
+      status.textContent = view.update(level);
+      bar.move(level);
+      el.dataset.updateMs = (performance.now() - started).toFixed(1);
+    });
+  }
+  const load = async () => {
+    if (await scene.load()) schedule();
+  };
+  const onWord = () => {
+    view.onWord?.();
+    void load();
+  };
+  const handlers = Object.fromEntries(["threshold", ...view.settings].map((name) => [name, schedule]));
+  Object.assign(handlers, { ...view.handlers, image: load, word: onWord });
+  for (const [name, handler] of Object.entries(handlers)) model.on(`change:${name}`, handler);
+  const naming = setTimeout(() => nameSliders(el.closest(".selattn-explorer") ?? el), 500);
+  void load();
+  return () => {
+    view.stop?.();
+    clearTimeout(naming);
+    if (frame !== null) cancelAnimationFrame(frame);
+    for (const [name, handler] of Object.entries(handlers)) model.off(`change:${name}`, handler);
+  };
+}
+
+function render({ model, el }) {
+  el.classList.add("selattn-view");
+  let stop = mount(model, el);
+  const again = () => {
+    stop();
+    stop = mount(model, el);
+  };
+  model.on("change:items", again); // other pictures
+  return () => {
+    model.off("change:items", again);
+    stop();
+  };
+}
+
+export default { render };
