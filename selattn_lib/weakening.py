@@ -17,7 +17,6 @@ from pydantic import Field, field_validator, model_validator
 from .families import UNet, find_family
 from .heads import cross_attention_heads
 from .models import unet_layout
-from .segment import EmojiSegmenter
 from .study import Study
 
 
@@ -87,16 +86,15 @@ class WeakenedStudy(Study):
 def presence(results: xr.Dataset, concept: str) -> xr.Dataset:
     """How much of a concept is in each picture of the embedded world, by its segmenter.
 
-    `area` (image): the share of the picture that is classed as the concept. `score` (image): of what is classed as some
-    object at all, the share that is the concept's, 0 if there is none.
+    `area` (image): the share of the picture that shows it, weighted by the probabilities. `score` (image): of all that
+    is an object, the share that is the concept's.
     """
-    from PIL import Image
+    from .emoji.segmenter import CONCEPTS, KEYS, Reading, load_weights
 
-    from .emoji.segmenter import CLASSES
-
-    if concept not in CLASSES[1:]:
-        raise ValueError(f"no concept {concept!r} in the embedded segmenter: expected one of {', '.join(CLASSES[1:])}")
-    seen = EmojiSegmenter().classes([Image.fromarray(picture) for picture in results["image_rgb"].values])
-    own, some = (seen == CLASSES.index(concept)).mean((1, 2)), (seen > 0).mean((1, 2))
-    score = np.where(some > 0, own / np.maximum(some, 1e-12), 0)
-    return xr.Dataset({"area": ("image", own), "score": ("image", score)}).assign_coords(subject=results["subject"])
+    if concept not in CONCEPTS:
+        raise ValueError(f"no concept {concept!r} in the embedded segmenter: expected one of {', '.join(CONCEPTS)}")
+    pictures = results["image_rgb"].values
+    areas = Reading(load_weights(), pictures).areas() / pictures[0, ..., 0].size
+    own = areas[:, [of == concept for of, _ in KEYS]].sum(1)
+    found = {"area": ("image", own), "score": ("image", own / np.maximum(areas.sum(1), 1e-6))}
+    return xr.Dataset(found).assign_coords(subject=results["subject"])

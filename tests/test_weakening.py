@@ -10,6 +10,7 @@ from tiny_families import build_flux
 from tiny_sd import count_hooks, generate
 
 from selattn_lib.capture import capture
+from selattn_lib.emoji.scenes import compose
 from selattn_lib.heads import cross_attention_heads
 from selattn_lib.study import Study
 from selattn_lib.weakening import WeakenedStudy, presence, scaled_heads
@@ -79,16 +80,15 @@ def test_a_weakened_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         WeakenedStudy(**settings, weakened=[128])
 
 
-def test_presence_is_area_and_share_of_objects(monkeypatch: pytest.MonkeyPatch) -> None:
-    from selattn_lib.emoji.segmenter import CLASSES
-    from selattn_lib.segment import EmojiSegmenter
+DRAWN = [("Animals", "bear"), ("Vehicles", "car")]
 
-    seen = np.zeros((2, 4, 4), int)
-    seen[0, :2] = CLASSES.index("Animals")
-    seen[0, 2, :2] = CLASSES.index("Plants")
-    monkeypatch.setattr(EmojiSegmenter, "classes", lambda self, images: seen[: len(images)])
-    pictures = xr.Dataset({"image_rgb": (("image", "y", "x", "rgb"), np.zeros((2, 4, 4, 3), np.uint8))})
-    found = presence(pictures.assign_coords(subject=("image", ["cat", "dog"])), "Animals")
-    assert found.area.values.tolist() == [0.5, 0] and found.score.values.tolist() == [0.8, 0]
+
+def test_presence_is_area_and_share_of_objects() -> None:
+    scenes = [compose(np.random.default_rng([9, i]), words=[key]) for i, key in enumerate(DRAWN)]
+    pictures = xr.Dataset({"image_rgb": (("image", "y", "x", "rgb"), np.stack([s.image for s in scenes]))})
+    found = presence(pictures.assign_coords(subject=("image", [word for _, word in DRAWN])), "Animals")
+    bear, car = (scene.masks[0].mean() for scene in scenes)
+    assert 0.7 * bear < found.area[0] < 1.3 * bear and found.area[1] < 0.3 * car
+    assert found.score[0] > 0.7 and found.score[1] < 0.3
     with pytest.raises(ValueError, match="no concept 'Nosuch'"):
         presence(pictures, "Nosuch")

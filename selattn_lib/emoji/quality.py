@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 from scipy import ndimage
+from scipy.stats import binomtest
 from tqdm import tqdm
 
-from ..metrics import iou, mean_iou
+from ..metrics import Interval, iou, mean_iou
 from ..models import EMBEDDED, load_pipeline, model_source
 from ..study import GUIDANCE, Study, generate
 from .scenes import AMBIGUOUS, BENCHMARK, HELD_OUT, Scene, compose
@@ -36,27 +37,22 @@ def held_out(count: int, objects: int = 1) -> tuple[np.ndarray, list[Scene]]:
     return through(vae, np.stack([s.image for s in scenes])), scenes
 
 
-def keys_of(scene: Scene) -> list[tuple[str, str]]:
-    return list(zip(scene.concepts, scene.words, strict=True))
-
-
-def segmenter_quality(count: int = 100) -> dict[str, Any]:
-    """On held-out scenes of one object and of two: mean IoU of its masks, with the 95 % interval, and the share of
-    scenes whose objects it all finds; and of those with one, where that is the likeliest of all objects."""
-    found: dict[str, Any] = {}
+def segmenter_quality(count: int = 100) -> dict[str, Interval]:
+    """On held-out scenes of one object and of two: mean IoU of its masks, and the share of scenes whose objects it
+    finds all; of those with one, also where that is the likeliest of all. With 95 % intervals."""
+    found: dict[str, Interval] = {}
     for objects, name in ((1, "one object"), (2, "two objects")):
         pictures, scenes = held_out(count, objects)
         reading = Reading(load_weights(), pictures)
-        numbers = [[KEYS.index(key) for key in keys_of(s)] for s in scenes]
-        scores = [
-            [iou(mask, truth) for mask, truth in zip(reading.masks([[s.concepts[i]] for s in scenes]),
-                                                     [s.masks[i] for s in scenes], strict=True)]
-            for i in range(objects)
-        ]  # fmt: skip
-        found[f"{name}: IoU"] = mean_iou(np.ravel(scores))
-        found[f"{name}: all found"] = float(np.mean([s[n].all() for s, n in zip(reading.seen(), numbers, strict=True)]))
+        masks = [reading.masks([[scene.concepts[i]] for scene in scenes]) for i in range(objects)]
+        scores = [iou(masks[i][n], scene.masks[i]) for n, scene in enumerate(scenes) for i in range(objects)]
+        found[f"{name}, IoU of masks"] = mean_iou(scores)
+        numbers = [[KEYS.index(key) for key in zip(s.concepts, s.words, strict=True)] for s in scenes]
+        seen = [row[own].all() for row, own in zip(reading.seen(), numbers, strict=True)]
+        found[f"{name}, all found"] = share([sum(seen), count])
         if objects == 1:
-            found[f"{name}: named"] = float((reading.areas().argmax(1) == np.ravel(numbers)).mean())
+            named = reading.areas().argmax(1) == np.ravel(numbers)
+            found[f"{name}, named"] = share([named.sum(), count])
     return found
 
 
@@ -88,9 +84,9 @@ def drawn(
     return np.stack([np.asarray(image) for image in found])
 
 
-def interval(found: tuple[float, float, float]) -> str:
-    """Mean and 95 % interval as text."""
-    return "{:.3f} [{:.3f}, {:.3f}]".format(*found)
+def interval(found: Interval) -> str:
+    """A mean, or share, and its 95 % interval as text."""
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*found)
 
 
 def prompt_for(concept: str, word: str) -> str:
@@ -145,27 +141,37 @@ def speed(seeds: int) -> dict[str, dict[str, float]]:
 
 
 def measure(seeds: int = 20, word_seeds: int = 5, steps: int = 50) -> dict[str, Any]:
-    """Everything that the book says of the model's quality, under the names it uses: `seeds` images of every animal and
-    ambiguous prompt, `word_seeds` of every word, one of every animal beside each of `OTHERS`."""
-    prompts = [prompt_for("Animals", word) for word in BENCHMARK]
-    animals = (likeliest(drawn(prompts, range(seeds), steps=steps)) == np.repeat(BENCHMARK, seeds)).reshape(-1, seeds)
-    pictures = drawn([prompt_for(*key) for key in KEYS], range(word_seeds), steps=steps)
-    words = (likeliest(pictures) == np.repeat([word for _, word in KEYS], word_seeds)).reshape(-1, word_seeds)
+    """All that the book says of the model's quality, as numbers of pictures, [right, of all]: `seeds` of every animal
+    and ambiguous prompt, `word_seeds` of every word, one of every animal beside each of `OTHERS`."""
+
+    def right(words: Sequence[str], prompts: Sequence[str], count: int) -> list[list[int]]:
+        named = likeliest(drawn(prompts, range(count), steps=steps)) == np.repeat(words, count)
+        return [[int(own.sum()), count] for own in named.reshape(-1, count)]
+
+    animals = right(BENCHMARK, [prompt_for("Animals", word) for word in BENCHMARK], seeds)
+    words = right([word for _, word in KEYS], [prompt_for(*key) for key in KEYS], word_seeds)
     beside = [(animal, key) for animal in BENCHMARK for key in KEYS if key[1] in OTHERS]
     pictures = drawn([f"photo of a {animal} and a {key[1]}" for animal, key in beside], steps=steps)
+    pairs = all_seen(pictures, [[("Animals", animal), key] for animal, key in beside])
     both = {}
     for word, planted in AMBIGUOUS.items():
         meanings = [[(concept, word) for concept in planted.concepts]] * seeds
-        both[word] = float(all_seen(drawn([planted.caption], range(seeds), steps=steps), meanings).mean())
-    concepts = {concept: [i for i, key in enumerate(KEYS) if key[0] == concept] for concept, _ in KEYS}
+        both[word] = [int(all_seen(drawn([planted.caption], range(seeds), steps=steps), meanings).sum()), seeds]
     return {
-        "settings": {"seeds": seeds, "word_seeds": word_seeds, "steps": steps},
-        "animals": dict(zip(BENCHMARK, animals.mean(1).tolist(), strict=True)),
-        "words": {c: {KEYS[i][1]: float(words[i].mean()) for i in rows} for c, rows in concepts.items()},
-        "pairs": float(all_seen(pictures, [[("Animals", animal), key] for animal, key in beside]).mean()),
+        "steps": steps,
+        "animals": dict(zip(BENCHMARK, animals, strict=True)),
+        "words": {", ".join(key): found for key, found in zip(KEYS, words, strict=True)},
+        "pairs": [int(pairs.sum()), len(pairs)],
         "both meanings": both,
         "ten images": speed(3),
     }
+
+
+def share(counts: Any) -> Interval:
+    """The share that [right, of all] is, several such added up, and its 95 % interval (Wilson)."""
+    right, total = np.reshape(counts, (-1, 2)).sum(0).tolist()
+    low, high = binomtest(right, total).proportion_ci(method="wilson")
+    return Interval(right / total, float(low), float(high))
 
 
 if __name__ == "__main__":

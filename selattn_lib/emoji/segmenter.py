@@ -48,7 +48,7 @@ def labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     where objects cover less than a quarter of it."""
     cells = scene.masks.reshape(len(scene.masks), 128 // CELL, CELL, 128 // CELL, CELL).mean((2, 4))
     numbers = np.array([KEYS.index(key) for key in zip(scene.concepts, scene.words, strict=True)])
-    return scene.masks.any(0), np.where(cells.sum(0) < 0.25, -1, numbers[cells.argmax(0)])
+    return np.any(scene.masks, axis=0), np.where(cells.sum(0) < 0.25, -1, numbers[cells.argmax(0)])
 
 
 @torch.no_grad()
