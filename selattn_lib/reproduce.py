@@ -214,7 +214,7 @@ def time_call(unet: Any, device: str, dtype: str, images: int) -> tuple[float, i
     config, rows = unet.config, 2 * images
     zeros = partial(torch.zeros, device=device, dtype=DTYPES[dtype])
     try:
-        unet = unet.to(DTYPES[dtype]).to_empty(device=device)
+        unet = torch.nn.Module.to(unet, DTYPES[dtype]).to_empty(device=device)  # diffusers' own `to` warns
         for weight in unet.parameters():
             weight.data.zero_()
         more = {}
