@@ -87,7 +87,8 @@ class Reproduction:
         """name -> value, of which each notebook takes those that it has."""
         names = ("model", "dtype", "batch", "seeds", "steps", "hrv", "hrv_images", "segmenter")
         settings = {name: getattr(self, name) for name in names}
-        return {**settings, "words": self.animals(), "examples": self.animals(3), "hrv_steps": self.steps}
+        words = {"words": list(self.animals()), "examples": list(self.animals(3))}
+        return {**settings, **words, "hrv_steps": self.steps}
 
     def studies(self) -> list[Stored]:
         """What the notebooks will ask for; raises ValueError on anything out of range."""
@@ -103,9 +104,9 @@ class Reproduction:
         ]
         return list({study.folder: study for study in studies}.values())
 
-    def animals(self, most: int = 10) -> list[str]:
+    def animals(self, most: int = 10) -> tuple[str, ...]:
         """The words of the paper's benchmark that are wanted, or the first of them."""
-        return benchmark_words("Animals", concepts_of(self.model))[: min(self.words, most)]
+        return tuple(benchmark_words("Animals", concepts_of(self.model))[: min(self.words, most)])
 
     def plan(self, studies: Sequence[Stored]) -> dict[str, str]:
         """What will be done and what it will take, in words."""

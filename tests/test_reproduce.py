@@ -197,6 +197,7 @@ def test_importing_is_quick_and_quiet() -> None:
         "try: cli.main(['--help'])\nexcept SystemExit: pass\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'xarray', 'nbformat', 'plotly'} & set(sys.modules)\n"
         "import selattn_lib.capture\n"
+        "sa.load_pipeline('emoji-sd', device='cpu')\n"
         "print(json.dumps([sorted(heavy), type(sa.capture).__name__, sa.study.concepts_of.__name__]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ))
