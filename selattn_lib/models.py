@@ -1,5 +1,6 @@
 """Names of models to ready pipelines."""
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 EMBEDDED = "emoji-sd"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DEVICES = ("cpu", "cuda", "mps")
+
+# Pictures are prepared without torchvision where it is not installed, which transformers need not tell each time.
+logging.getLogger("transformers.utils.import_utils").addFilter(lambda record: "torchvision" not in record.getMessage())
 
 
 @contextmanager

@@ -69,14 +69,13 @@ class Reproduction:
         print("\n".join(f"  {name:10s} {text}" for name, text in plan.items()), flush=True)
         if dry:
             return
-        started = time.monotonic()
         there, images = sum(kept(study.folder) for study in studies), sum(study.size for study in studies)
         with tqdm(total=images, initial=there, unit="image", desc="all studies") as bar:
             while studies:
                 studies.pop(0).stored(bar=bar)  # one model in memory at a time
         notebooks = [root / "notebooks" / f"{name}.ipynb" for name in CHAPTERS]
         run(notebooks, self.folder / "notebooks", self.parameters())
-        print(self.book(root, plan, time.monotonic() - started).resolve())
+        print(self.book(root, plan).resolve())
 
     @property
     def folder(self) -> Path:
@@ -88,7 +87,8 @@ class Reproduction:
         """name -> value, of which each notebook takes those that it has."""
         names = ("model", "dtype", "batch", "seeds", "steps", "hrv", "hrv_images", "segmenter")
         settings = {name: getattr(self, name) for name in names}
-        return {**settings, "words": self.animals(self.words), "hrv_steps": self.steps}
+        words = {"words": list(self.animals()), "examples": list(self.animals(3))}
+        return {**settings, **words, "hrv_steps": self.steps}
 
     def studies(self) -> list[Stored]:
         """What the notebooks will ask for; raises ValueError on anything out of range."""
@@ -99,14 +99,14 @@ class Reproduction:
         studies = [
             *([] if self.hrv else [RelevanceStudy(images=self.hrv_images, **common)]),
             Study(words=self.animals(3), seeds=1, **judged),  # to explore in the first chapter
-            Study(words=self.animals(self.words), seeds=self.seeds, **judged),
+            Study(words=self.animals(), seeds=self.seeds, **judged),
             DiagnosisStudy(seeds=self.seeds, **judged),
         ]
         return list({study.folder: study for study in studies}.values())
 
-    def animals(self, number: int) -> list[str]:
-        """The first words of the paper's benchmark."""
-        return benchmark_words("Animals", concepts_of(self.model))[:number]
+    def animals(self, most: int = 10) -> tuple[str, ...]:
+        """The words of the paper's benchmark that are wanted, or the first of them."""
+        return tuple(benchmark_words("Animals", concepts_of(self.model))[: min(self.words, most)])
 
     def plan(self, studies: Sequence[Stored]) -> dict[str, str]:
         """What will be done and what it will take, in words."""
@@ -127,7 +127,8 @@ class Reproduction:
             "device": f"{device}, {dtype}, {self.batch} images at a time" + ", offloaded" * self.offload,
             "relevance": f"of {len(concepts_of(self.model))} concepts, "
             + (f"from {self.hrv}" if self.hrv else f"counted on {self.hrv_images:,} images"),
-            "benchmark": f"{self.words} words x {self.seeds} seeds, {self.seeds} images of the mouse, 3 to explore",
+            "benchmark": f"{self.words} words x {self.seeds} seeds, {self.seeds} images of the mouse, "
+            f"{len(self.animals(3))} to explore",
             "masks": f"by {studies[-1].model_dump()['segmenter']}",
             "images": f"{images:,} of {self.steps} steps; {there:,} of them are there already",
             "time": f"{timedelta(seconds=round(calls * seconds / together))}, estimated: {calls:,} UNet calls at "
@@ -139,7 +140,7 @@ class Reproduction:
             "book": str(self.folder / "_build" / "html" / "index.html"),
         }
 
-    def book(self, root: Path, plan: dict[str, str], seconds: float) -> Path:
+    def book(self, root: Path, plan: dict[str, str]) -> Path:
         """Build the book of this run: its own first page, its chapters, then the rest of the book as committed."""
         site = self.folder / "site"
         stage(root, self.folder / "notebooks", site)
@@ -164,19 +165,20 @@ class Reproduction:
             {"caption": "The book, on emoji-sd", "chapters": [each for each in chapters if each not in own]},
         ]
         (site / "_toc.yml").write_text(yaml.safe_dump({**toc, "root": "book/reproduced", "parts": parts}))
-        (site / "book" / "reproduced.md").write_text(self.page(plan, seconds))
+        (site / "book" / "reproduced.md").write_text(self.page(plan))
         return build_book(site, site / "notebooks", self.folder)
 
-    def page(self, plan: dict[str, str], seconds: float) -> str:
+    def page(self, plan: dict[str, str]) -> str:
         """The first page of the book of this run, in Markdown."""
-        rows = "\n".join(f"| {name} | {text} |" for name, text in plan.items() if name != "book")
+        rows = "\n".join(
+            f"| {name} | {plan[name]} |" for name in ("model", "device", "relevance", "benchmark", "masks")
+        )
         judged = [study for study in self.studies() if isinstance(study, Study | DiagnosisStudy)]
         found = "\n".join(row for study in judged for row in outcomes(study))
         return f"""# The paper's experiments on {self.model}
 
-The chapters that follow were run on **{self.model}** by `selattn reproduce`, in {timedelta(seconds=round(seconds))}
-(what earlier runs had computed is not counted in). The book's own chapters, on the small model `emoji-sd`, come after
-them and do not speak of this model. What was planned:
+The chapters that follow were run on **{self.model}** by `selattn reproduce`. The book's own chapters, on the small
+model `emoji-sd`, come after them and do not speak of this model.
 
 | | |
 | --- | --- |
@@ -186,22 +188,24 @@ them and do not speak of this model. What was planned:
 
 Every image counts; one with a mask of nothing scores an IoU of 0, unless its heat map is empty too.
 
-| Study and mask | Outcome | Images | Which |
-| --- | --- | --- | --- |
+| Study | Drawn on | Mask | Outcome | Images | Which |
+| --- | --- | --- | --- | --- | --- |
 {found}
 """
 
 
 def outcomes(study: Study | DiagnosisStudy) -> list[str]:
-    """Rows of a table: mask, outcome, number of images, and which they are where the mask is of nothing."""
+    """Rows of a table: study, devices, mask, outcome, number of images, and which where the mask is of nothing."""
     results, rows = study.run(), []
+    devices = " and ".join(sorted(set(results["device"].values.tolist())))
     for mask in study.phrases(study.units()[0]):
         said = results[f"{mask}_outcome"].values
         for outcome in sorted(set(said.tolist())):
             units = [unit for unit, each in zip(study.units(), said, strict=True) if each == outcome]
             which = ", ".join(f"{unit['subject']} {unit['seed']}" for unit in units)
             empty = outcome in ("not found", "empty mask")
-            rows.append(f"| {type(study).__name__}, {mask} | {outcome} | {len(units)} | {which if empty else ''} |")
+            row = [study.folder.name, devices, mask, outcome, str(len(units)), which if empty else ""]
+            rows.append(f"| {' | '.join(row)} |")
     return rows
 
 
@@ -214,7 +218,7 @@ def time_call(unet: Any, device: str, dtype: str, images: int) -> tuple[float, i
     config, rows = unet.config, 2 * images
     zeros = partial(torch.zeros, device=device, dtype=DTYPES[dtype])
     try:
-        unet = unet.to(DTYPES[dtype]).to_empty(device=device)
+        unet = torch.nn.Module.to(unet, DTYPES[dtype]).to_empty(device=device)  # diffusers' own `to` warns
         for weight in unet.parameters():
             weight.data.zero_()
         more = {}

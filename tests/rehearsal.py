@@ -4,6 +4,7 @@ its true classes, from the command `selattn reproduce` to a built book. Prints w
 import os
 import resource
 import shutil
+import string
 import subprocess
 import sys
 import time
@@ -33,7 +34,7 @@ def save_models(folder: Path, *, narrow: bool) -> list[str]:
     """Save a Stable Diffusion v1, at full size or as narrow as it can be, and a Grounded-SAM in `folder`, and return
     the arguments of `selattn` that run the paper's study on them, with 2 words x 1 seed x 2 steps."""
     torch.manual_seed(0)
-    tokenizer = word_tokenizer(WORDS, length=77)
+    tokenizer = word_tokenizer(WORDS, length=77, characters=string.ascii_lowercase + string.digits + string.punctuation)
     ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     text = CLIPTextConfig(vocab_size=len(tokenizer), **(NARROW_TEXT if narrow else TEXT), **ends)
     pipe = StableDiffusionPipeline(

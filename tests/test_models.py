@@ -21,7 +21,7 @@ from selattn_lib.capture import capture
 from selattn_lib.concepts import load_concepts
 from selattn_lib.emoji.scenes import HELD_OUT, compose
 from selattn_lib.heads import cross_attention_heads
-from selattn_lib.models import load_pipeline, model_source, unet_layout
+from selattn_lib.models import default_dtype, load_pipeline, model_source, pick_device, unet_layout
 from selattn_lib.relevance import load_hrv
 from selattn_lib.segment import GroundedSAM, Sam3, load_segmenter
 from selattn_lib.study import Study, generate
@@ -148,6 +148,43 @@ def test_the_layout_of_a_unet_is_known_without_its_weights(tiny_pipe: StableDiff
     assert cross_attention_heads(unet_layout("sd14")) == cross_attention_heads(unet_layout("emoji-sd"))
 
 
+def test_a_model_without_a_unet_is_said_to_have_none(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"transformer": ["diffusers", "FluxTransformer2DModel"]}')
+    with pytest.raises(ValueError, match="has no UNet: expected one of Stable Diffusion 1.x, 2.x or XL"):
+        unet_layout(tmp_path)
+    assert default_dtype(tmp_path, "cuda:1") == "bf16" and default_dtype(tmp_path, "mps") == "fp32"
+    assert default_dtype("emoji-sd", "cuda") == "fp16"
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that says it has a card of NVIDIA's, and no other."""
+    monkeypatch.delenv("SELATTN_DEVICE", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+
+
+def test_the_device_is_the_best_there_is_unless_one_is_named(cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [pick_device(), pick_device("cpu"), pick_device("cuda:1")] == ["cuda", "cpu", "cuda:1"]
+    monkeypatch.setenv("SELATTN_DEVICE", "cpu")
+    assert [pick_device(), pick_device("cuda")] == ["cpu", "cuda"]
+    for wanted in ("mps", "nosuch"):
+        with pytest.raises(ValueError, match=f"no device '{wanted}' on this machine: expected cuda or cpu"):
+            pick_device(wanted)
+
+
+def test_what_is_offloaded_is_left_where_it_is(
+    cuda: None, tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_pipe.save_pretrained(tmp_path)
+    offloaded: list[str] = []
+    monkeypatch.setattr(StableDiffusionPipeline, "enable_model_cpu_offload", lambda _, device: offloaded.append(device))
+    assert load_pipeline(tmp_path, offload=True, dtype=torch.bfloat16).device.type == "cpu"
+    assert offloaded == ["cuda"]
+    with pytest.raises(ValueError, match="expected a device of cuda or mps"):
+        load_pipeline(tmp_path, device="cpu", offload=True)
+
+
 class Gate(BaseHTTPRequestHandler):
     """A hub whose models all wait for their terms to be accepted."""
 
@@ -253,6 +290,16 @@ def test_concepts_come_from_a_file_too(tmp_path: Path) -> None:
 def grounded_sam(tmp_path_factory: pytest.TempPathFactory) -> GroundedSAM:
     detector, segmenter = tiny_grounded_sam(tmp_path_factory.mktemp("grounded_sam"))
     return GroundedSAM(detector=detector, segmenter=segmenter)
+
+
+def test_segmenters_come_from_folders_too(tmp_path: Path, picture: Image.Image) -> None:
+    tiny_grounded_sam(tmp_path / "one")
+    tiny_sam3(tmp_path / "other")
+    for folder, kind in (("one", GroundedSAM), ("other", Sam3)):
+        loaded = load_segmenter(str(tmp_path / folder))
+        assert type(loaded) is kind and loaded([picture], ["bear"])[0].shape == (40, 80)
+    with pytest.raises(OSError, match="'sam3' could not be loaded from .*: expected a whole copy of the model"):
+        load_segmenter(str(tmp_path))
 
 
 @pytest.fixture(scope="module")

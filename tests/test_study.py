@@ -1,11 +1,14 @@
 """Studies: validation in sentences, resuming, and the same bits whatever the order of work."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from accelerate import cpu_offload_with_hook
 from tiny_families import build_sdxl
 
+from selattn_lib.models import load_pipeline
 from selattn_lib.relevance import load_hrv
 from selattn_lib.segment import Detection, Detector, nothing_in
 from selattn_lib.study import DiagnosisStudy, KnownTruthStudy, RelevanceStudy, Study, check_selection, relevance_for
@@ -166,3 +169,39 @@ def test_head_relevance_of_another_model_is_refused(runs: Path) -> None:
         with pytest.raises(ValueError, match=f"is about 1300 heads, .*; {model} has 128, .*: expected head relevance"):
             relevance_for(model, str(runs))
     assert relevance_for("sd14", "emoji-sd").scores.sizes["head"] == 128
+
+
+def test_the_type_of_numbers_is_part_of_a_study_and_the_device_of_its_results() -> None:
+    exact, coarse = (small(words=["bear"], seeds=1, steps=1, dtype=dtype) for dtype in ("fp32", "bf16"))
+    assert exact.folder == small(words=["bear"], seeds=1, steps=1).folder != coarse.folder
+    maps = [study.run()["maps_16x16"].values.astype(float) for study in (exact, coarse)]
+    assert np.isfinite(maps[1]).all() and 0 < np.abs(maps[0] - maps[1]).max() < 0.2
+    assert coarse.run()["device"].values.tolist() == ["cpu"]
+    known = KnownTruthStudy(dtype="bf16", scenes=2, batch=2, timesteps=(100,)).run()
+    assert np.isfinite(known["maps_16x16"].values.astype(float)).all()
+    with pytest.raises(ValueError, match="dtype='fp8': .*'fp32', 'fp16' or 'bf16'"):
+        small(dtype="fp8")
+
+
+def test_words_may_come_as_papermill_hands_them_over() -> None:
+    assert small(words="['bear', 'cat']").words == ("bear", "cat") and small(words="bear").words == ("bear",)
+    assert len(small(words="[]").words) == 10
+
+
+def test_parts_that_are_moved_in_when_called_give_the_same_bits(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with `offload`, where accelerate wraps what is called; here from the CPU to the CPU."""
+    studies = [small(seeds=1, steps=1), RelevanceStudy(images=2, steps=1, batch=2)]
+    whole = [study.stored().load() for study in studies]
+
+    def load(name: str, *, offload: bool, **settings: Any) -> Any:
+        assert offload
+        pipe = load_pipeline(name, **settings)
+        for part in (pipe.text_encoder, pipe.unet, pipe.vae):
+            cpu_offload_with_hook(part, "cpu")
+        return pipe
+
+    monkeypatch.setenv("SELATTN_RUNS", str(runs / "again"))
+    monkeypatch.setenv("SELATTN_OFFLOAD", "1")
+    monkeypatch.setattr("selattn_lib.study.load_pipeline", load)
+    for study, expected in zip(studies, whole, strict=True):
+        assert type(study)(**study.model_dump()).stored().identical(expected)

@@ -1,5 +1,7 @@
 """A Stable Diffusion pipeline of the true v1 layout, 16 layers x 8 heads, tiny and with random weights."""
 
+from string import ascii_lowercase
+
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -69,9 +71,9 @@ def count_hooks(pipe: StableDiffusionPipeline) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
 
 
-def word_tokenizer(words: list[str], length: int = 20) -> CLIPTokenizer:
-    """One token for each word; other words fall into several. At most `length` in a prompt."""
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+def word_tokenizer(words: list[str], length: int = 20, characters: str = ascii_lowercase) -> CLIPTokenizer:
+    """One token for each word; other words of these characters fall into several. At most `length` in a prompt."""
+    letters = list(characters)
     pieces = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
     merges = []
     for word in words:
