@@ -476,12 +476,12 @@ def capture(
 ) -> Iterator[Capture]:
     """Keep the attention maps of `words` in whatever the pipeline generates inside the `with` block.
 
-    `words` is a list of words for all prompts, or one list for each prompt: [["bear"], ["cat"]]. A word may be a
-    phrase ("oak tree"), and is looked for as it is written, upper and lower case alike, as a whole. Its map is the mean
-    over its tokens and over its occurrences in the prompt; "bear#2" is its second occurrence alone. Where the model
-    sees a prompt through two tokenizers one after the other (SD3: CLIP, then T5), the mean is taken in each, then over
-    the two. Each call of the pipeline in the block adds its images; under guidance only the conditional half counts.
-    The image is bit-identical to one made without, and nothing stays behind in the pipeline.
+    `words` is a list of words for all prompts, or one list for each prompt: `[["bear"], ["cat"]]`. A word may be a
+    phrase (`"oak tree"`), and is looked for as it is written, upper and lower case alike, as a whole. Its map is the
+    mean over its tokens and over its occurrences in the prompt; `"bear#2"` is its second occurrence alone. Where the
+    model sees a prompt through two tokenizers one after the other (SD3: CLIP, then T5), the mean is taken in each, then
+    over the two. Each call of the pipeline in the block adds its images; under guidance only the conditional half
+    counts. The image is bit-identical to one made without, and nothing stays behind in the pipeline.
 
     Only what is asked for is kept: all heads, or those of the numbers `heads` or of the layers numbered `layers` (in
     the order of `cross_attention_heads`); all calls of the network, or those at scheduler timesteps, 0 to 1000, in the
