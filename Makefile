@@ -6,7 +6,7 @@ PIP_ARGS ?=
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 export SELATTN_RUNS := $(CURDIR)/runs
 
-.PHONY: help env book notebooks lab rehearsal test clean
+.PHONY: help env book notebooks lab rehearsal benchmarks test clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -41,6 +41,10 @@ test: env  ## lint, types, unit tests, notebooks, book and browser tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+benchmarks: env  ## measure what capture costs (an idle machine, an hour or two; a second run goes on)
+	-$(BIN)/python -m pip install $(PIP_ARGS) -q --no-deps --target runs/peers daam==0.2.0 attention-map-diffusers==1.0.0
+	PYTHONPATH=runs/peers $(BIN)/python tests/benchmarks/run.py
 
 clean:  ## remove the built book and the executed notebooks (studies in runs/ and .venv stay)
 	rm -rf book/_build runs/notebooks

@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 import xarray as xr
 
-from .capture import Generation, Tap, word_tokens
 from .concepts import load_concepts
 from .families import UNet, split_heads
+from .tap import Generation, Tap
+from .words import word_tokens
 
 WORDS_AT_ONCE = 64  # concept words encoded together
 HEAD_NAME = re.compile(r"(down|mid|up), layer: (\d+), head: (\d+)")

@@ -465,34 +465,24 @@ def test_models_moved_in_and_out_by_accelerate(tiny_pipe):
     assert offloaded.dataset().equals(usual.dataset())
 
 
-class LowRank(torch.nn.Module):
-    """A linear layer with a low-rank addition, as LoRA adapters wrap it."""
-
-    def __init__(self, base, generator):
-        super().__init__()
-        self.base_layer = base
-        self.down = torch.randn(2, base.in_features, generator=generator) / 4
-        self.up = torch.randn(base.out_features, 2, generator=generator) / 4
-
-    def forward(self, x):
-        return self.base_layer(x) + x @ self.down.T @ self.up.T
-
-
-def test_layers_with_low_rank_adapters(tiny_pipe):
-    layers = [tiny_pipe.unet.get_submodule(layer.name) for layer in cross_attention_heads(tiny_pipe)]
+def test_a_network_with_lora_weights(tiny_pipe):
+    peft = pytest.importorskip("peft")
     with capture(tiny_pipe, ["bear"]) as without:
         generate(tiny_pipe)
-    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False)
+    tiny_pipe.unet.add_adapter(config)
     try:
-        for layer in layers:
-            layer.to_q, layer.to_k = LowRank(layer.to_q, generator), LowRank(layer.to_k, generator)
+        plain = generate(tiny_pipe)
+        with capture(tiny_pipe, ["bear"]):
+            assert np.array_equal(generate(tiny_pipe), plain)
         with attention_by_hand(tiny_pipe) as expected, capture(tiny_pipe, ["bear"]) as maps:
             generate(tiny_pipe)
     finally:
-        for layer in layers:
-            layer.to_q, layer.to_k = layer.to_q.base_layer, layer.to_k.base_layer
+        tiny_pipe.unload_lora_weights()
     assert_maps_equal(maps.dataset(), expected(), rows=[1], columns=[[4]])
     assert np.abs(maps.dataset()["maps_8x8"] - without.dataset()["maps_8x8"]).max() > 1e-3
+    assert not hasattr(tiny_pipe.unet, "peft_config")
 
 
 @pytest.mark.parametrize("guidance", [1.0, 7.5])

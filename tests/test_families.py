@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from tiny_families import CLIP_TOKENS
 from tiny_sd import generate
 
-from selattn_lib.capture import Tokens, _find, capture
+from selattn_lib.capture import capture
 from selattn_lib.heads import cross_attention_heads
 from selattn_lib.relevance import score_heads
+from selattn_lib.words import Tokens, find_word
 
 CONCEPTS = {"Animals": ["bear", "cat", "lampcat"], "Things": ["desk", "oak tree"]}
 
@@ -262,9 +263,9 @@ def test_t5_tokens_of_whole_words(prompt, word, covered):
     tokens = Tokens(tokenizer, tokenizer(prompt).input_ids, 0)
     if covered is None:
         with pytest.raises(ValueError, match="is not in the prompt"):
-            _find(word, tokens)
+            find_word(word, tokens)
     else:
-        assert tokenizer.convert_ids_to_tokens([tokens.ids[i] for i in _find(word, tokens)]) == covered
+        assert tokenizer.convert_ids_to_tokens([tokens.ids[i] for i in find_word(word, tokens)]) == covered
 
 
 def test_a_word_that_is_not_there_shows_the_tokens_of_every_tokenizer():

@@ -4,10 +4,8 @@
     python tests/benchmarks/run.py --small    # a narrow model: minutes, to see that it works
 
 Each number is written to a JSON file as soon as it is measured; started again, the command goes on where it was. At
-its end it writes the table of the book. The other packages are measured where they can be imported:
-
-    pip install --no-deps --target runs/peers daam==0.2.0 attention-map-diffusers==1.0.0
-    PYTHONPATH=runs/peers python tests/benchmarks/run.py
+its end it writes the table of the book. The other packages are measured where they can be imported; `make benchmarks`
+puts them into a folder of their own, without what they require, since `daam` asks for versions of 2023.
 """
 
 import argparse
@@ -256,21 +254,25 @@ class Waits(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def count_call(pipe: Any, name: str) -> np.ndarray:
+    """(kernels, waits) of one call of the UNet, the last of a generation; the model's width has no say in it."""
+    totals = []
+    for steps in (2, 3):  # each step is a call
+        with WAYS[name].run(pipe), Kernels() as kernels, Waits() as waits:
+            draw(pipe, True, steps)
+        totals.append(np.array([kernels.count, waits.count]))
+    return totals[1] - totals[0]
+
+
 def measure_launches(results: Results, small: bool) -> None:
-    """Operators and waits that each way adds to a call of the UNet, the third; the model's width has no say."""
+    """Kernels and waits that each way adds to a call of the UNet."""
     pipe = build(small=True)
     for dtype in ("float32", "bfloat16"):
         pipe.to(getattr(torch, dtype))
-        counts = {}
+        plain_call = count_call(pipe, "plain")
         for name in INSTALLED:
-            totals = []
-            for steps in (2, 3):  # with PNDM one call more
-                with WAYS[name].run(pipe), Kernels() as kernels, Waits() as waits:
-                    draw(pipe, True, steps)
-                totals.append(np.array([kernels.count, waits.count]))
-            counts[name] = totals[1] - totals[0]
-            added = counts[name] - counts["plain"]
-            results.add(f"launches/{name}/{dtype}", {"kernels": int(added[0]), "waits": int(added[1])})
+            kernels, waits = (count_call(pipe, name) - plain_call).tolist()
+            results.add(f"launches/{name}/{dtype}", {"kernels": kernels, "waits": waits})
 
 
 def measure_surface(results: Results, small: bool, images: int = 4) -> None:
