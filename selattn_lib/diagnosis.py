@@ -43,6 +43,16 @@ def attention_mass(results: xr.Dataset, sets: xr.DataArray) -> xr.DataArray:
     return xr.DataArray(np.stack(found), {"set": sets["set"].values}, ("image", "set"), name="attention")
 
 
+def map_correlation(results: xr.Dataset, sets: xr.DataArray) -> xr.DataArray:
+    """(image) correlation, over pixels, of the maps of the two sets of `sets` (set, head); 0 if one is constant."""
+    flat, found = _rows(results, sets), []
+    for image in range(results.sizes["image"]):
+        one, other = torch.cat(list(set_heatmaps(results, flat, image=image))).numpy()
+        flat_map = one.std() == 0 or other.std() == 0
+        found.append(0.0 if flat_map else float(np.corrcoef(one, other)[0, 1]))
+    return xr.DataArray(np.array(found), dims="image", name="correlation")
+
+
 def roc(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     """(false positive rate, true positive rate) of the detector "score at least s", for every s from high to low.
 

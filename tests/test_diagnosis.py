@@ -6,7 +6,7 @@ import xarray as xr
 from scipy.stats import mannwhitneyu
 
 from selattn_lib.controls import chosen_heads
-from selattn_lib.diagnosis import area_under_roc, attention_mass, lean, roc
+from selattn_lib.diagnosis import area_under_roc, attention_mass, lean, map_correlation, roc
 
 
 @pytest.fixture
@@ -47,6 +47,16 @@ def test_attention_mass_is_the_weighted_mean_of_the_maps(results):
     found = attention_mass(results, xr.DataArray([[1.0, 0], [1, 3]], {"set": ["one", "two"]}, ("set", "head")))
     one, two = 0.1 + 0.8 * share, 0.1 + 0.4 * share
     np.testing.assert_allclose(found, [[one, (one + 3 * two) / 4]] * 2, rtol=1e-6)
+
+
+def test_correlation_of_two_maps(results):
+    sets = chosen_heads({"left": [0], "right": [1]}, 2)
+    left, right = (results[f"truth_{side}"].values[0].ravel() for side in ("left", "right"))
+    np.testing.assert_allclose(map_correlation(results, sets), [np.corrcoef(left, right)[0, 1]] * 2, rtol=1e-5)
+    same = chosen_heads({"one": [0], "again": [0]}, 2)
+    np.testing.assert_allclose(map_correlation(results, same), 1)
+    flat = results.map(np.zeros_like)
+    assert map_correlation(flat, sets).values.tolist() == [0, 0]
 
 
 def test_roc_of_every_threshold():
