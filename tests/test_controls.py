@@ -178,6 +178,8 @@ def test_comparison_table_is_paired_and_by_group():
     assert table.loc["all"].tolist()[2:] == [""] * 5
     assert table.loc["better", "less all"].startswith("+0.") and table.loc["better", "prompts ahead"] == "4 of 4"
     assert table.columns[2] == "less all" and float(table.loc["better", "d"]) > 5
+    same = comparison_table({"all": base, "same": base}, groups, against="all", score="precision")
+    assert same.columns[0] == "precision" and same.loc["same", "d"] == ""
 
 
 def test_rank_correlation_is_spearmans_with_a_permutation_test():
