@@ -257,10 +257,17 @@ def comparison_table(ious: Mapping[str, Any], groups: Any, *, against: str, scor
     return pd.DataFrame(rows, index=pd.Index(list(ious), name="heads"), columns=columns)
 
 
+def direction(difference: Difference) -> int:
+    """1 or -1 where both the 95 % interval leaves out 0 and p is below 0.05, else 0. (With few groups the interval alone
+    is too narrow.)"""
+    mean, low, high, p = difference
+    return int(np.sign(mean)) if low * high > 0 and p < 0.05 else 0
+
+
 def statement(first: str, second: str, difference: Difference) -> str:
-    """What the interval of a paired difference says: "A beats B (+0.050 [+0.031, +0.069], p = 0.003)", or that A trails
-    B, or cannot be told from it."""
-    verb = "beats" if difference.low > 0 else "trails" if difference.high < 0 else "cannot be told from"
+    """What a paired difference says: "A beats B (+0.050 [+0.031, +0.069], p = 0.003)", or that A trails B, or cannot be
+    told from it."""
+    verb = ("cannot be told from", "beats", "trails")[direction(difference)]
     mean, low, high, p = difference
     return f"{first} {verb} {second} ({mean:+.3f} [{low:+.3f}, {high:+.3f}], p = {p:.3f})"
 

@@ -11,6 +11,7 @@ from selattn_lib.controls import (
     chosen_heads,
     comparison_table,
     concentration,
+    direction,
     effect_size,
     first_heads,
     folds,
@@ -196,3 +197,5 @@ def test_a_statement_follows_the_interval():
     )
     assert statement("A", "B", Difference(-0.05, -0.069, -0.031, 0.003)).startswith("A trails B (-0.050")
     assert statement("A", "B", Difference(0.01, -0.01, 0.03, 0.4)).startswith("A cannot be told from B")
+    few_groups = Difference(0.02, 0.01, 0.03, 0.13)
+    assert statement("A", "B", few_groups).startswith("A cannot be told from B") and direction(few_groups) == 0
