@@ -234,11 +234,11 @@ def effect_size(a: Any, b: Any, groups: Any = None) -> float:
     return float(means.mean() / means.std(ddof=1)) if means.std(ddof=1) > 0 else float("nan")
 
 
-def comparison_table(ious: Mapping[str, Any], groups: Any, *, against: str) -> pd.DataFrame:
-    """One row a method: its mean IoU with the 95 % interval, and the paired difference to the method `against` with
+def comparison_table(ious: Mapping[str, Any], groups: Any, *, against: str, score: str = "mean IoU") -> pd.DataFrame:
+    """One row a method: its mean with the 95 % interval, and the paired difference to the method `against` with
     interval, p, Cohen's d and the number of groups (prompts) in which it is ahead.
 
-    `ious` maps a method to (image) values. Intervals and tests draw whole groups. All cells are text.
+    `ious` maps a method to (image) values of `score`. Intervals and tests draw whole groups. All cells are text.
     """
     base, groups = np.asarray(ious[against], dtype=float), np.asarray(groups)
     rows = []
@@ -250,16 +250,24 @@ def comparison_table(ious: Mapping[str, Any], groups: Any, *, against: str) -> p
             d = paired_difference(values, base, groups)
             means = pd.Series(values - base).groupby(groups).mean()
             row += [f"{d.mean:+.3f}", f"[{d.low:+.3f}, {d.high:+.3f}]", f"{d.p:.3f}"]
-            row += [f"{effect_size(values, base, groups):+.2f}", f"{(means > 0).sum()} of {len(means)}"]
+            size = effect_size(values, base, groups)
+            row += ["" if np.isnan(size) else f"{size:+.2f}", f"{(means > 0).sum()} of {len(means)}"]
         rows.append(row + [""] * (7 - len(row)))
-    columns = ["mean IoU", "95 % interval", f"less {against}", "95 % interval", "p", "d", "prompts ahead"]
+    columns = [score, "95 % interval", f"less {against}", "95 % interval", "p", "d", "prompts ahead"]
     return pd.DataFrame(rows, index=pd.Index(list(ious), name="heads"), columns=columns)
 
 
+def direction(difference: Difference) -> int:
+    """1 or -1 where both the 95 % interval leaves out 0 and p is below 0.05, else 0. (With few groups the interval alone
+    is too narrow.)"""
+    mean, low, high, p = difference
+    return int(np.sign(mean)) if low * high > 0 and p < 0.05 else 0
+
+
 def statement(first: str, second: str, difference: Difference) -> str:
-    """What the interval of a paired difference says: "A beats B (+0.050 [+0.031, +0.069], p = 0.003)", or that A trails
-    B, or cannot be told from it."""
-    verb = "beats" if difference.low > 0 else "trails" if difference.high < 0 else "cannot be told from"
+    """What a paired difference says: "A beats B (+0.050 [+0.031, +0.069], p = 0.003)", or that A trails B, or cannot be
+    told from it."""
+    verb = ("cannot be told from", "beats", "trails")[direction(difference)]
     mean, low, high, p = difference
     return f"{first} {verb} {second} ({mean:+.3f} [{low:+.3f}, {high:+.3f}], p = {p:.3f})"
 

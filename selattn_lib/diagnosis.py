@@ -43,31 +43,40 @@ def attention_mass(results: xr.Dataset, sets: xr.DataArray) -> xr.DataArray:
     return xr.DataArray(np.stack(found), {"set": sets["set"].values}, ("image", "set"), name="attention")
 
 
+def map_correlation(results: xr.Dataset, sets: xr.DataArray) -> xr.DataArray:
+    """(image) correlation, over pixels, of the maps of the two sets of `sets` (set, head); 0 if one is constant."""
+    flat, found = _rows(results, sets), []
+    for image in range(results.sizes["image"]):
+        one, other = torch.cat(list(set_heatmaps(results, flat, image=image))).numpy()
+        flat_map = one.std() == 0 or other.std() == 0
+        found.append(0.0 if flat_map else float(np.corrcoef(one, other)[0, 1]))
+    return xr.DataArray(np.array(found), dims="image", name="correlation")
+
+
 def roc(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     """(false positive rate, true positive rate) of the detector "score at least s", for every s from high to low.
 
-    Raises ValueError unless `labels` (n) hold both True and False.
+    A rate is not a number if `labels` (n) has none of its kind.
     """
     scores, labels = _checked(scores, labels)
     order = np.argsort(-scores, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
     true, false = np.cumsum(labels[order])[ends], np.cumsum(~labels[order])[ends]
-    return np.append(0, false / false[-1]), np.append(0, true / true[-1])
+    with np.errstate(invalid="ignore"):
+        return np.append(0, false) / false[-1], np.append(0, true) / true[-1]
 
 
 def area_under_roc(scores: Any, labels: Any, strata: Any = None, *, seed: int = 0, draws: int = 2000) -> Interval:
     """Area under the ROC curve with a 95 % bootstrap interval: how often a positive scores above a negative, 0.5 by
     chance. With `strata` (n), such as words, only pairs of one stratum count, and draws are made within each; strata
-    that have only one label count for nothing.
-
-    Raises ValueError if no stratum has both labels.
+    that have only one label count for nothing. Not a number if all have only one.
     """
     scores, labels = _checked(scores, labels)
     strata = np.zeros(len(scores)) if strata is None else np.asarray(strata)
     members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
     members = [own for own in members if 0 < labels[own].sum() < len(own)]
     if not members:
-        raise ValueError("No stratum has both labels; to tell them apart takes some of each.")
+        return Interval(np.nan, np.nan, np.nan)
     rng = np.random.default_rng(seed)
     areas = []
     while len(areas) < draws:
@@ -91,6 +100,4 @@ def _checked(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     scores, labels = np.asarray(scores, dtype=float), np.asarray(labels)
     if scores.shape != labels.shape or scores.ndim != 1 or labels.dtype != bool or not np.isfinite(scores).all():
         raise ValueError(f"Expected numbers and booleans, one each, not of shapes {scores.shape} and {labels.shape}.")
-    if labels.all() or not labels.any():
-        raise ValueError("The labels are all the same; to tell them apart takes some of each.")
     return scores, labels

@@ -11,6 +11,7 @@ from selattn_lib.controls import (
     chosen_heads,
     comparison_table,
     concentration,
+    direction,
     effect_size,
     first_heads,
     folds,
@@ -178,6 +179,8 @@ def test_comparison_table_is_paired_and_by_group():
     assert table.loc["all"].tolist()[2:] == [""] * 5
     assert table.loc["better", "less all"].startswith("+0.") and table.loc["better", "prompts ahead"] == "4 of 4"
     assert table.columns[2] == "less all" and float(table.loc["better", "d"]) > 5
+    same = comparison_table({"all": base, "same": base}, groups, against="all", score="precision")
+    assert same.columns[0] == "precision" and same.loc["same", "d"] == ""
 
 
 def test_rank_correlation_is_spearmans_with_a_permutation_test():
@@ -194,3 +197,5 @@ def test_a_statement_follows_the_interval():
     )
     assert statement("A", "B", Difference(-0.05, -0.069, -0.031, 0.003)).startswith("A trails B (-0.050")
     assert statement("A", "B", Difference(0.01, -0.01, 0.03, 0.4)).startswith("A cannot be told from B")
+    few_groups = Difference(0.02, 0.01, 0.03, 0.13)
+    assert statement("A", "B", few_groups).startswith("A cannot be told from B") and direction(few_groups) == 0
