@@ -7,6 +7,7 @@ bytes. So it is as alive in a published page, where no kernel runs, as it is in 
 
 import html
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -508,11 +509,11 @@ def _items(results: Sequence[xr.Dataset]) -> tuple[list[str], list[str], list[It
             picture = each["image_rgb"][image].values
             masks = {name.removeprefix("truth_"): mask[image].values.astype(bool) for name, mask in truths.items()}
             for index, word in enumerate(words):
-                named = subjects[image] if subjects and len(words) == 1 else "" if word == "subject" else word
+                label = subjects[image] if subjects and len(words) == 1 else "" if word == "subject" else word
                 maps = each[native].isel(image=[image], word=[index])
-                by_word.setdefault(named, []).append(Item(maps, picture, masks))
+                by_word.setdefault(label, []).append(Item(maps, picture, masks))
                 seed = f"seed {each['seed'].values[image]}" if "seed" in each.coords else ""
-                labels.setdefault(named, []).append(seed)
+                labels.setdefault(label, []).append(seed)
     counts = {word: len(items) for word, items in by_word.items()}
     if len(set(counts.values())) != 1:
         raise ValueError(f"There must be equally many pictures of each word, at least one; there are {counts}.")
