@@ -1,11 +1,8 @@
 """The book in Chromium with the network cut, over http:// and from files."""
 
-import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from chromium import address, expect_no_overflow, watched_page
 from playwright.sync_api import Browser, BrowserContext, Page

@@ -232,7 +232,8 @@ def test_diagnosis_compares_concepts(page: Page, explorers: dict) -> None:
 
 
 def test_everything_has_a_name_and_takes_the_keyboard(page: Page, explorers: dict) -> None:
-    nameless = """() => [...document.querySelectorAll(".selattn-explorer :is(canvas, svg, button, select, .noUi-handle)")]
+    nameless = """() => [...document.querySelectorAll(".selattn-explorer *")]
+        .filter((e) => e.matches("canvas, svg, button, select, .noUi-handle"))
         .filter((e) => !e.closest("[aria-hidden=true]"))
         .filter((e) => !(e.getAttribute("aria-label") || e.labels?.length || (e.matches("button") && e.textContent)))
         .map((e) => e.outerHTML.slice(0, 200))"""
