@@ -7,6 +7,7 @@ bytes. So it is as alive in a published page, where no kernel runs, as it is in 
 
 import html
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -172,9 +173,10 @@ class _Explorer(widgets.VBox):
             view.word = view.image = 0
             view.picked = None
             view.items = entries
-        self.controls["word"].options = words
-        self.controls["image"].options = list(zip(labels, range(len(labels)), strict=True))
-        self.controls["word"].index = self.controls["image"].index = 0
+        for name, options in (("word", words), ("image", list(zip(labels, range(len(labels)), strict=True)))):
+            with self.controls[name].hold_sync():  # between the two, the browser would see no choice at all
+                self.controls[name].options = options
+                self.controls[name].index = 0
         self.controls["k"].max = n_heads
         self.controls["word"].layout.display = None if len(words) > 1 else "none"
         self.controls["image"].layout.display = None if len(labels) > 1 else "none"
@@ -474,7 +476,7 @@ def with_pictures(maps: xr.Dataset, images: Sequence[Any], **truths: Any) -> xr.
     """A head-maps dataset, as `Capture.dataset()` gives it, with its pictures, for the explorers.
 
     `images` are as many pictures, PIL images or uint8 arrays (y, x, rgb); `truths` are true masks (image, y, x) bool,
-    named `truth` or `truth_{name}`.
+    named `truth` or `truth_{name}`; where a name is one of the words, each word has the mask of its name alone.
     """
     pictures = np.stack([np.asarray(image) for image in images])
     masks = {name: (("image", "y", "x"), np.asarray(mask)) for name, mask in truths.items()}
@@ -494,10 +496,8 @@ def _items(results: Sequence[xr.Dataset]) -> tuple[list[str], list[str], list[It
                 f"image_rgb has dtype {each['image_rgb'].dtype} and shape {each['image_rgb'].shape}; uint8 of "
                 f"{('any', *size, 3)} (image, y, x, rgb) is expected for these maps."
             )
-        truths = {
-            str(name): mask for name, mask in sorted(each.data_vars.items()) if str(name).split("_")[0] == "truth"
-        }
-        truths = {name: mask for name, mask in truths.items() if mask.ndim == 3}
+        named = {str(name): values for name, values in sorted(each.data_vars.items())}
+        truths = {name: mask for name, mask in named.items() if re.match("truth(_|$)", name) and mask.ndim == 3}
         for name, mask in truths.items():
             if mask.shape[1:] != size:
                 raise ValueError(f"The mask {name!r} has shape {mask.shape}; {('any', *size)} is expected.")
@@ -508,11 +508,13 @@ def _items(results: Sequence[xr.Dataset]) -> tuple[list[str], list[str], list[It
             picture = each["image_rgb"][image].values
             masks = {name.removeprefix("truth_"): mask[image].values.astype(bool) for name, mask in truths.items()}
             for index, word in enumerate(words):
-                named = subjects[image] if subjects and len(words) == 1 else "" if word == "subject" else word
+                label = subjects[image] if subjects and len(words) == 1 else "" if word == "subject" else word
+                own = {"truth": masks[label]} if label in masks else {}
+                truth = own if set(masks) & set(words) else masks
                 maps = each[native].isel(image=[image], word=[index])
-                by_word.setdefault(named, []).append(Item(maps, picture, masks))
+                by_word.setdefault(label, []).append(Item(maps, picture, truth))
                 seed = f"seed {each['seed'].values[image]}" if "seed" in each.coords else ""
-                labels.setdefault(named, []).append(seed)
+                labels.setdefault(label, []).append(seed)
     counts = {word: len(items) for word, items in by_word.items()}
     if len(set(counts.values())) != 1:
         raise ValueError(f"There must be equally many pictures of each word, at least one; there are {counts}.")

@@ -126,6 +126,115 @@ def relevance_matrix(relevance: xr.DataArray, *, title: str = "Head relevance by
     return _finish(figure, title, height=200 + 15 * len(values), margin={"t": 70, "b": 130})
 
 
+def sortable_relevance(relevance: xr.DataArray, *, title: str = "Head relevance by concept") -> go.Figure:
+    """`relevance_matrix` with two menus, which work on a page without a kernel: the heads in the model's order or in
+    that of their relevance for a concept; the concepts as listed, or those of like heads side by side."""
+    figure = relevance_matrix(relevance, title=title)
+    names, concepts = ([str(name) for name in relevance[dim].values] for dim in ("head", "concept"))
+    layout = figure.layout
+    by_layer = {
+        "shapes": layout.shapes,
+        "annotations": layout.annotations,
+        "xaxis.showticklabels": True,
+        "xaxis.ticks": "outside",
+    }
+    heads = {"heads by layer": {**by_layer, "xaxis.categoryarray": names, "xaxis.title.text": layout.xaxis.title.text}}
+    for concept, row in zip(concepts, relevance.values, strict=True):
+        heads[f"heads by {concept}"] = {
+            "shapes": [],
+            "annotations": [],
+            "xaxis.showticklabels": False,
+            "xaxis.ticks": "",
+            "xaxis.categoryarray": [names[i] for i in np.argsort(-row, kind="stable")],
+            "xaxis.title.text": f"heads, the most relevant to {concept} first",
+        }
+    alike = [concepts[i] for i in alike_order(relevance.values)]
+    rows = {
+        "concepts as listed": {"yaxis.categoryarray": concepts},
+        "concepts by likeness": {"yaxis.categoryarray": alike},
+    }
+    figure.update_xaxes(categoryorder="array", categoryarray=names)
+    figure.update_yaxes(categoryorder="array", categoryarray=concepts)
+    menus = [_menu("relayout", heads), _menu("relayout", rows, above=1)]
+    return figure.update_layout(updatemenus=menus, height=layout.height + 85, margin={"t": 155})
+
+
+def concept_similarity(relevance: xr.DataArray) -> xr.DataArray:
+    """Cosine similarity of the rows of head relevance (concept, head), (concept, other_concept) in [0, 1], those of
+    like heads side by side; a concept without votes is like none."""
+    _expect_dims(relevance, ("concept", "head"), "relevance")
+    relevance = relevance.isel(concept=alike_order(relevance.values))
+    rows = _unit_rows(relevance.values)
+    names = relevance["concept"].values
+    return xr.DataArray(rows @ rows.T, {"concept": names, "other_concept": names}, ("concept", "other_concept"))
+
+
+def alike_order(rows: np.ndarray) -> np.ndarray:
+    """Numbers of rows (n, m) in an order that puts like ones side by side: the leaves of a clustering by cosine."""
+    from scipy.cluster.hierarchy import leaves_list, linkage
+
+    if len(rows) < 3:
+        return np.arange(len(rows))
+    units = _unit_rows(rows)  # between unit vectors, distances rank as cosines do
+    return leaves_list(linkage(units, "average", optimal_ordering=True))
+
+
+def _unit_rows(rows: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(lengths > 0, lengths, 1)
+
+
+def top_heads(relevance: xr.DataArray, k: int = 30, *, first: str | None = None, title: str = "") -> go.Figure:
+    """The heads of one concept on the grid, coloured by relevance, the `k` most relevant framed; a menu, which works on
+    a page without a kernel, chooses the concept.
+
+    `relevance` is (concept, head), `first` the concept to start with. Raises ValueError if it is not one of them.
+    """
+    _expect_dims(relevance, ("concept", "head"), "relevance")
+    names = relevance["head"].values.tolist()
+    concepts = [str(name) for name in relevance["concept"].values]
+    first = concepts[0] if first is None else first
+    if first not in concepts:
+        raise ValueError(f"The concept {first!r} is not among {concepts}.")
+    table = head_table(names)
+    rows = table.drop_duplicates("row")
+    labels = [f"{place} {layer}" for place, layer in zip(rows["place"], rows["layer"], strict=True)]
+    figure = head_grid(names, relevance.sel(concept=first), title=title)
+    figure.data = []
+    for concept in concepts:
+        own = head_grid(names, relevance.sel(concept=concept)).data[0]
+        own.update(text=None, hovertemplate="%{y}, head %{x}<br>relevance %{z:.2f}<extra></extra>")
+        best = np.argsort(-relevance.sel(concept=concept).values, kind="stable")[:k]
+        frames = go.Scatter(
+            x=table["head"].iloc[best].tolist(),
+            y=[labels[row] for row in table["row"].iloc[best]],
+            mode="markers",
+            marker={"symbol": "square-open", "size": 15, "color": COLOURS[0], "line": {"width": 2.5}},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+        figure.add_traces([own.update(visible=concept == first), frames.update(visible=concept == first)])
+    shown = {concept: {"visible": [each == concept for each in concepts for _ in range(2)]} for concept in concepts}
+    menu = _menu("restyle", shown).update(active=concepts.index(first))
+    return figure.update_layout(updatemenus=[menu], height=figure.layout.height + 40, margin={"t": 105})
+
+
+def _menu(method: str, options: Mapping[str, Any], above: int = 0) -> go.layout.Updatemenu:
+    """A menu over a figure, `above` others: `options` maps what it offers to the argument of plotly's `method`."""
+    buttons = [{"label": label, "method": method, "args": [value]} for label, value in options.items()]
+    return go.layout.Updatemenu(
+        buttons=buttons,
+        x=1,
+        xanchor="right",
+        y=1,
+        yanchor="bottom",
+        pad={"b": 22 + 38 * above},
+        font={"size": 11, "color": INK},
+        bgcolor="rgba(0,0,0,0)",
+        bordercolor=INK,
+    )
+
+
 def head_grid(
     heads: Any, values: Any, *, title: str = "", label: str = "relevance", colour: str = COLOURS[0]
 ) -> go.Figure:

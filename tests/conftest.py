@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from chromium import chromium
 from diffusers import StableDiffusionPipeline
+from playwright.sync_api import Browser
 from tiny_sd import build_pipeline, count_hooks
 
 PLACES = {16: "down", 8: "up", 4: "mid"}  # by the width of the grid
@@ -25,6 +27,12 @@ def maps() -> xr.Dataset:
         coords[f"head_{grid}"] = numbers
         coords[f"place_{grid}"] = (f"head_{grid}", [PLACES[width]] * 3)
     return xr.Dataset(data, coords, attrs={"height": 64, "width": 128})
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

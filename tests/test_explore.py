@@ -425,6 +425,12 @@ def test_bad_arguments(results, rankings, change, message):
         AggregationExplorer(**{"results": results, "rankings": rankings, "k": 3, **change})
 
 
+def test_masks_named_as_words_belong_to_these_alone(maps, truth, rankings):
+    results = with_pictures(maps, pictures(), truth_bear=truth)
+    explorer = AggregationExplorer(results, rankings, k=2)
+    assert [item["regions"] for item in explorer.view.items] == [["truth"], ["truth"], [], []]
+
+
 def test_bad_results(maps, truth, rankings):
     with pytest.raises(ValueError, match="no pictures image_rgb"):
         AggregationExplorer(maps, rankings)

@@ -53,6 +53,55 @@ def test_relevance_matrix_refuses_other_arrays(relevance):
         figures.relevance_matrix(relevance.assign_coords(head=np.arange(128)))
 
 
+def test_the_sortable_matrix_orders_heads_by_a_concept_and_concepts_by_likeness(relevance):
+    figure = figures.sortable_relevance(relevance)
+    heads, rows = figure.layout.updatemenus
+    assert list(figure.layout.xaxis.categoryarray) == list(heads.buttons[0].args[0]["xaxis.categoryarray"]) == NAMES
+    chosen = next(button for button in heads.buttons if button.label == f"heads by {CONCEPTS[5]}")
+    values = relevance.sel(concept=CONCEPTS[5], head=list(chosen.args[0]["xaxis.categoryarray"])).values
+    assert (np.diff(values) <= 0).all() and len(values) == 128
+    alike = rows.buttons[1].args[0]["yaxis.categoryarray"]
+    assert sorted(alike) == sorted(CONCEPTS) and list(figure.layout.yaxis.categoryarray) == CONCEPTS
+    assert len(figure.to_json()) < 200_000
+
+
+def test_similar_concepts_stand_side_by_side():
+    rng = np.random.default_rng(2)
+    base = rng.random((3, 128))
+    rows = np.concatenate([base, base + 0.05 * rng.random((3, 128)), np.zeros((1, 128))])
+    scores = xr.DataArray(rows, dims=("concept", "head"), coords={"concept": list("abcABC_"), "head": NAMES})
+    similarity = figures.concept_similarity(scores)
+    order = "".join(similarity["concept"].values)
+    assert all(abs(order.index(x) - order.index(x.upper())) == 1 for x in "abc")
+    cosine = (rows[0] @ rows[1]) / np.linalg.norm(rows[0]) / np.linalg.norm(rows[1])
+    assert float(similarity.sel(concept="a", other_concept="b")) == pytest.approx(cosine)
+    assert float(similarity.sel(concept="_", other_concept="a")) == 0
+
+
+def test_top_heads_of_each_concept_on_the_grid(relevance):
+    figure = figures.top_heads(relevance, 30, first=CONCEPTS[3])
+    [menu] = figure.layout.updatemenus
+    assert menu.active == 3 and len(menu.buttons) == len(CONCEPTS)
+    assert [i for i, trace in enumerate(figure.data) if trace.visible] == [6, 7]
+    for number in (3, 10):
+        assert [i for i, shown in enumerate(menu.buttons[number].args[0]["visible"]) if shown] == [
+            2 * number, 2 * number + 1,
+        ]  # fmt: skip
+        heat, frames = figure.data[2 * number : 2 * number + 2]
+        framed = {(y, x) for y, x in zip(frames.y, frames.x, strict=True)}
+        row = relevance.sel(concept=CONCEPTS[number]).values
+        top = {(f"{m[0]} {m[1]}", m[2]) for m in (parts(NAMES[i]) for i in np.argsort(-row, kind="stable")[:30])}
+        assert framed == top
+        np.testing.assert_allclose(np.array(heat.z, float).ravel(), row, atol=1e-3)
+    with pytest.raises(ValueError, match="'Nosuch' is not among"):
+        figures.top_heads(relevance, first="Nosuch")
+
+
+def parts(name: str) -> tuple[str, str, int]:
+    place, layer, head = re.fullmatch(r"(\w+), layer: (\d+), head: (\d+)", name).groups()
+    return place, layer, int(head)
+
+
 def test_head_grid_puts_each_head_in_its_place():
     figure = figures.head_grid(SimpleNamespace(names=NAMES), np.arange(128.0), title="All", label="number")
     heat = figure.data[0]

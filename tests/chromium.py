@@ -1,0 +1,67 @@
+"""Chromium with the network cut, and pages that note every error and every request to the outside."""
+
+import functools
+import http.server
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update".split()
+FLAGS += ["--disable-sync", "--no-first-run", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+INSTALL = "no Chromium found: apt-get install chromium, or .venv/bin/playwright install chromium"
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    system = next((path for name in names if (path := shutil.which(name))), None)
+    with sync_playwright() as playwright:
+        if system is None and not Path(playwright.chromium.executable_path).exists():
+            pytest.fail(INSTALL, pytrace=False)
+        browser = playwright.chromium.launch(executable_path=system, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def address(folder: Path, scheme: str) -> Iterator[str]:
+    """Address of a folder, ending in a slash, by "http" or "file"."""
+    if scheme == "file":
+        yield folder.as_uri() + "/"
+        return
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@contextmanager
+def watched_page(context: BrowserContext, root: str) -> Iterator[Page]:
+    """A page that fails its test, at the end, on any error or request to anywhere but `root`."""
+    page = context.new_page()
+    trouble: list[str] = []
+    own = (root, "data:", "blob:")
+    page.on("pageerror", lambda error: trouble.append(f"error: {error}"))
+    page.on("console", lambda m: trouble.append(f"console: {m.text}") if m.type == "error" else None)
+    page.on("requestfailed", lambda request: trouble.append(f"failed: {request.url}"))
+    page.on("request", lambda r: None if r.url.startswith(own) else trouble.append(f"outside: {r.url}"))
+    yield page
+    page.close()
+    assert trouble == []
+
+
+def expect_no_overflow(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
