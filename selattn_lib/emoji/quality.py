@@ -1,12 +1,6 @@
-"""How good `emoji-sd` is, judged by the segmenter, which has only seen composed scenes, and how good that is.
+"""How good `emoji-sd` is, judged by the segmenter, which has only seen composed scenes, and how good that is."""
 
-`python -m selattn_lib.emoji.quality` draws some 1,200 images and writes `weights/quality.json`, which the book shows.
-"""
-
-import argparse
 import itertools
-import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +15,10 @@ from tqdm import tqdm
 from ..metrics import Interval, iou, mean_iou
 from ..models import EMBEDDED, load_pipeline, model_source
 from ..study import GUIDANCE, Study, generate
-from .scenes import AMBIGUOUS, BENCHMARK, HELD_OUT, Scene, compose
+from .scenes import HELD_OUT, Scene, compose
 from .segmenter import KEYS, Reading, load_weights, through
 
 WEIGHTS = Path(model_source(EMBEDDED))
-OTHERS = ("house", "guitar", "car", "tree", "apple")  # drawn beside an animal
 PLAIN = ("blue", "green", "yellow", "purple")  # backgrounds that background subtraction can tell from an animal
 
 
@@ -49,10 +42,10 @@ def segmenter_quality(count: int = 100) -> dict[str, Interval]:
         found[f"{name}, IoU of masks"] = mean_iou(scores)
         numbers = [[KEYS.index(key) for key in zip(s.concepts, s.words, strict=True)] for s in scenes]
         seen = [row[own].all() for row, own in zip(reading.seen(), numbers, strict=True)]
-        found[f"{name}, all found"] = share([sum(seen), count])
+        found[f"{name}, all found"] = share(seen)
         if objects == 1:
             named = reading.areas().argmax(1) == np.ravel(numbers)
-            found[f"{name}, named"] = share([named.sum(), count])
+            found[f"{name}, named"] = share(named)
     return found
 
 
@@ -61,23 +54,24 @@ def likeliest(pictures: np.ndarray) -> np.ndarray:
     return np.array([word for _, word in KEYS])[Reading(load_weights(), pictures).areas().argmax(1)]
 
 
-def all_seen(pictures: np.ndarray, wanted: Sequence[Sequence[tuple[str, str]]]) -> np.ndarray:
-    """(image) whether every object wanted of an image is in it."""
+def both_seen(pictures: np.ndarray, keys: Sequence[Sequence[tuple[str, str]]]) -> np.ndarray:
+    """(image) whether all the objects, (concept, word), wanted of an image are in it."""
     seen = Reading(load_weights(), pictures).seen()
-    return np.array([all(row[KEYS.index(k)] for k in keys) for row, keys in zip(seen, wanted, strict=True)])
+    return np.array([all(row[KEYS.index(key)] for key in wanted) for row, wanted in zip(seen, keys, strict=True)])
+
+
+def fast_pipeline() -> Any:
+    """`emoji-sd` with DPM-Solver++, for 15 steps instead of PNDM's 50."""
+    pipe = load_pipeline(EMBEDDED)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    return pipe
 
 
 def drawn(
-    prompts: Sequence[str],
-    seeds: Sequence[int] = (0,),
-    *,
-    steps: int = 50,
-    guidance: float | None = None,
-    pipe: Any = None,
+    pipe: Any, prompts: Sequence[str], seeds: Sequence[int] = (0,), *, steps: int, guidance: float | None = None
 ) -> np.ndarray:
     """(image, y, x, rgb) uint8: an image of each prompt for each seed, all of one prompt together; ten at a time."""
-    pipe, found = pipe or load_pipeline(EMBEDDED), []
-    units = [(prompt, seed) for prompt in prompts for seed in seeds]
+    units, found = [(prompt, seed) for prompt in prompts for seed in seeds], []
     for first in tqdm(range(0, len(units), 10), desc="ten images each"):
         some, numbers = zip(*units[first : first + 10], strict=True)
         found += generate(pipe, some, numbers, steps=steps, guidance=guidance or GUIDANCE[EMBEDDED])
@@ -124,58 +118,8 @@ def against_background(steps: int = 50) -> np.ndarray:
     return np.array(found)
 
 
-def speed(seeds: int) -> dict[str, dict[str, float]]:
-    """Seconds for ten images and the share of them named right, with the paper's scheduler and steps, and with the fast
-    setting: DPM-Solver++ in 15 steps."""
-    found, prompts = {}, [prompt_for("Animals", word) for word in BENCHMARK]
-    for name, steps in (("PNDM, 50 steps", 50), ("DPM-Solver++, 15 steps", 15)):
-        pipe = load_pipeline(EMBEDDED)
-        if steps == 15:
-            pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
-        start = time.perf_counter()
-        pictures = drawn(prompts, range(seeds), steps=steps, pipe=pipe)
-        seconds = (time.perf_counter() - start) / seeds
-        right = (likeliest(pictures) == np.repeat(BENCHMARK, seeds)).mean()
-        found[name] = {"seconds": round(seconds, 1), "right": float(right), "threads": torch.get_num_threads()}
-    return found
-
-
-def measure(seeds: int = 20, word_seeds: int = 5, steps: int = 50) -> dict[str, Any]:
-    """All that the book says of the model's quality, as numbers of pictures, [right, of all]: `seeds` of every animal
-    and ambiguous prompt, `word_seeds` of every word, one of every animal beside each of `OTHERS`."""
-
-    def right(words: Sequence[str], prompts: Sequence[str], count: int) -> list[list[int]]:
-        named = likeliest(drawn(prompts, range(count), steps=steps)) == np.repeat(words, count)
-        return [[int(own.sum()), count] for own in named.reshape(-1, count)]
-
-    animals = right(BENCHMARK, [prompt_for("Animals", word) for word in BENCHMARK], seeds)
-    words = right([word for _, word in KEYS], [prompt_for(*key) for key in KEYS], word_seeds)
-    beside = [(animal, key) for animal in BENCHMARK for key in KEYS if key[1] in OTHERS]
-    pictures = drawn([f"photo of a {animal} and a {key[1]}" for animal, key in beside], steps=steps)
-    pairs = all_seen(pictures, [[("Animals", animal), key] for animal, key in beside])
-    both = {}
-    for word, planted in AMBIGUOUS.items():
-        meanings = [[(concept, word) for concept in planted.concepts]] * seeds
-        both[word] = [int(all_seen(drawn([planted.caption], range(seeds), steps=steps), meanings).sum()), seeds]
-    return {
-        "steps": steps,
-        "animals": dict(zip(BENCHMARK, animals, strict=True)),
-        "words": {", ".join(key): found for key, found in zip(KEYS, words, strict=True)},
-        "pairs": [int(pairs.sum()), len(pairs)],
-        "both meanings": both,
-        "ten images": speed(3),
-    }
-
-
-def share(counts: Any) -> Interval:
-    """The share that [right, of all] is, several such added up, and its 95 % interval (Wilson)."""
-    right, total = np.reshape(counts, (-1, 2)).sum(0).tolist()
-    low, high = binomtest(right, total).proportion_ci(method="wilson")
-    return Interval(right / total, float(low), float(high))
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("seeds", 20), ("word-seeds", 5), ("steps", 50)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    (WEIGHTS / "quality.json").write_text(json.dumps(measure(**vars(parser.parse_args())), indent=1) + "\n")
+def share(right: Any) -> Interval:
+    """The share of those of `right` that are true, and its 95 % interval (Wilson)."""
+    test = binomtest(int(np.sum(right)), len(right))
+    low, high = test.proportion_ci(method="wilson")
+    return Interval(test.statistic, float(low), float(high))

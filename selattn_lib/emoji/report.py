@@ -1,6 +1,5 @@
 """What the book says of `emoji-sd`: sizes, training curve, nearness of words; and the first figure."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,11 +34,6 @@ def training_curve() -> tuple[np.ndarray, np.ndarray]:
     """(samples seen, smoothed loss) as logged in training."""
     table = np.loadtxt(WEIGHTS / "training.csv", delimiter=",")
     return table[:, 1], table[:, 2]
-
-
-def quality() -> dict[str, Any]:
-    """What `python -m selattn_lib.emoji.quality` measured on the shipped weights."""
-    return json.loads((WEIGHTS / "quality.json").read_text())
 
 
 def concept_similarity(pipe: Any) -> tuple[xr.DataArray, float]:
