@@ -88,7 +88,7 @@ class Reproduction:
         names = ("model", "dtype", "batch", "seeds", "steps", "hrv", "hrv_images", "segmenter")
         settings = {name: getattr(self, name) for name in names}
         words = {"words": list(self.animals()), "examples": list(self.animals(3))}
-        return {**settings, **words, "hrv_steps": self.steps}
+        return {**settings, **words, "example_seeds": 1, "hrv_steps": self.steps}
 
     def studies(self) -> list[Stored]:
         """What the notebooks will ask for; raises ValueError on anything out of range."""
@@ -98,7 +98,7 @@ class Reproduction:
             relevance_for(self.model, self.hrv)
         studies = [
             *([] if self.hrv else [RelevanceStudy(images=self.hrv_images, **common)]),
-            Study(words=self.animals(3), seeds=1, **judged),  # to explore in the first chapter
+            Study(words=self.animals(3), seeds=1, **judged),  # the first chapter's examples
             Study(words=self.animals(), seeds=self.seeds, **judged),
             DiagnosisStudy(seeds=self.seeds, **judged),
         ]
