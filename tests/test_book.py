@@ -9,6 +9,8 @@ import plotly.offline
 import pytest
 import yaml
 
+import selattn_lib as sa
+
 ROOT = Path(__file__).parent.parent
 VENDOR = ROOT / "book" / "_static" / "vendor"
 
@@ -49,3 +51,9 @@ def test_plotly_of_the_page_is_the_one_plotly_py_was_made_for() -> None:
     manifest = json.loads((VENDOR / "vendor.json").read_text())
     version = next(package["version"] for package in manifest if "plotly" in package["npm"])
     assert version == plotly.offline.get_plotlyjs_version()
+
+
+def test_the_reference_lists_every_public_name() -> None:
+    listed = set(re.findall(r":: (?:\w+\.)*(\w+)", (ROOT / "book" / "api.md").read_text()))
+    public = {name for name, value in vars(sa).items() if callable(value) and not name.startswith("_")}
+    assert public <= listed, "add these to book/api.md"

@@ -50,9 +50,8 @@ HAND_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536
 # 34 concepts of ten words, as in the HRV paper; one word of each has three tokens.
 CONCEPT = ["bear", "cat", "dog", "desk", "mouse", "blue", "lamp", "oak", "photo", "oak tree lamp"]
 MEMORY = [  # (way, steps), the most telling first
-    *[("plain", 5), ("capture", 5), ("daam", 5), ("amd", 5), ("amd-exact", 5)],
-    *[("capture", 20), ("plain", 20), ("daam", 20), ("amd", 20), ("amd-exact", 20)],
-    *[("capture", 50), ("plain", 50), ("capture+hrv", 5), ("capture+hrv", 20)],
+    *[("plain", 5), ("capture", 5), ("daam", 5), ("amd", 5), ("amd-exact", 5), ("capture", 50), ("capture", 20)],
+    *[("daam", 20), ("amd", 20), ("amd-exact", 20), ("plain", 20), ("plain", 50), ("capture+hrv", 5)],
 ]
 # What makes a host wait for a GPU, by the names under which PyTorch calls it.
 WAITS = "item tolist cpu numpy nonzero equal unique masked_select __bool__ __float__ __int__ __index__".split()
@@ -309,7 +308,14 @@ def is_done(job: str, cells: dict[str, Any]) -> bool:
 def markdown(results: Results) -> str:
     """The table of the book, and what it was measured on."""
     cells = results.cells
-    columns = ("beside the generation", "CPU time", "extra peak memory (MB)", "image", "kernels a layer", "waits")
+    columns = (
+        "beside the generation",
+        "CPU time",
+        "extra peak memory at 5, 20, 50 steps (MB)",
+        "image",
+        "kernels a layer",
+        "waits",
+    )
     lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
     for name, way in WAYS.items():
         row = _time(cells, name), _memory(cells, name), _image(cells, name), *_launches(cells, name)
@@ -317,8 +323,8 @@ def markdown(results: Results) -> str:
         lines.append(f"| {way.name} | " + " | ".join(value or unknown for value in row) + " |")
     if "surface" in cells:
         lines += ["", f"The IoU of 100 images at 128 numbers of heads and 3 thresholds: {cells['surface']} seconds."]
-    machine = ", ".join(f"{key} {value}" for key, value in results.machine.items())
-    lines += ["", f"Measured on {results.date}: {machine}."]
+    made_on = "{cpu}, {cores} cores, {memory_gb} GB of memory; Python {python}, PyTorch {torch}, diffusers {diffusers}"
+    lines += ["", f"Measured on {results.date} by `make benchmarks` on: {made_on.format(**results.machine)}."]
     return "\n".join(lines) + "\n"
 
 
@@ -344,14 +350,14 @@ def _image(cells: dict[str, Any], name: str) -> str:
 
 
 def _memory(cells: dict[str, Any], name: str) -> str:
-    """MB above a plain generation of as many steps."""
-    extra = []
-    for steps in (5, 20, 50):
-        with_it, without = (cells.get(f"memory/{way}/{steps}") for way in (name, "plain"))
-        extra.append("-" if with_it is None or without is None else f"{with_it - without:.0f}")
-    if name == "plain" and extra[0] != "-":
-        return f"(its own: {cells['memory/plain/5']:.0f} MB)"
-    return "" if set(extra) == {"-"} else ", ".join(extra) + " MB"
+    """MB above a plain generation of as many steps, or of 5 where that was not measured."""
+    peaks = [cells.get(f"memory/{name}/{steps}") for steps in (5, 20, 50)]
+    if peaks == [None] * 3 or "memory/plain/5" not in cells:
+        return ""
+    plain_peaks = [cells.get(f"memory/plain/{steps}", cells["memory/plain/5"]) for steps in (5, 20, 50)]
+    extra = [peak and peak - (name != "plain") * usual for peak, usual in zip(peaks, plain_peaks, strict=True)]
+    shown = ", ".join("-" if value is None else f"{value:.0f}" for value in extra)
+    return f"(itself: {shown})" if name == "plain" else shown
 
 
 def _launches(cells: dict[str, Any], name: str) -> tuple[str, str]:
