@@ -258,8 +258,8 @@ def comparison_table(ious: Mapping[str, Any], groups: Any, *, against: str, scor
 
 
 def direction(difference: Difference) -> int:
-    """1 or -1 where both the 95 % interval leaves out 0 and p is below 0.05, else 0. (With few groups the interval alone
-    is too narrow.)"""
+    """1 or -1 where both the 95 % interval leaves out 0 and p is below 0.05, else 0. (With few groups the interval
+    alone is too narrow.)"""
     mean, low, high, p = difference
     return int(np.sign(mean)) if low * high > 0 and p < 0.05 else 0
 
