@@ -78,7 +78,7 @@ def area_under_roc(scores: Any, labels: Any, strata: Any = None, *, seed: int = 
     if not members:
         return Interval(np.nan, np.nan, np.nan)
     rng = np.random.default_rng(seed)
-    areas = []
+    areas: list[float] = []
     while len(areas) < draws:
         drawn = [rng.choice(own, len(own)) for own in members]
         if any(0 < labels[own].sum() < len(own) for own in drawn):

@@ -126,7 +126,7 @@ class MaskedStudy(_Maps):
         digest = hashlib.sha256()
         for path in files:
             digest.update(path.name.encode() + path.read_bytes())
-        text = {name: str(fields[name]) for name in ("source", "pictures") if name in fields}
+        text: dict[str, str] = {name: str(fields[name]) for name in ("source", "pictures") if name in fields}
         return {**fields, **text, "content": digest.hexdigest()[:12]}
 
     @model_validator(mode="after")

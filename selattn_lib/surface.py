@@ -41,9 +41,9 @@ def cross_fitted(surface: xr.DataArray, groups: Any) -> tuple[xr.DataArray, list
     for learnt, scored in (halves, halves[::-1]):
         mean = surface.isel(image=learnt).mean("image")
         places = np.unravel_index(mean.values.argmax(), mean.shape)
-        best = {str(dim): int(place) for dim, place in zip(mean.dims, places, strict=True)}
+        best: dict[Any, Any] = {str(dim): int(place) for dim, place in zip(mean.dims, places, strict=True)}
         choices.append({dim: mean[dim].values[place].item() for dim, place in best.items()})
-        scores.append(surface.isel(image=scored, **best, drop=True))
+        scores.append(surface.isel({"image": scored, **best}, drop=True))
     return xr.concat(scores, "image").isel(image=np.argsort(np.concatenate(halves[::-1]))), choices
 
 

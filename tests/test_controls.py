@@ -119,8 +119,8 @@ def test_the_oracle_learns_on_one_half_and_is_scored_on_the_other():
     wrong_way = oracle_ious(study, own, [1, 2])
     assert wrong_way.dims == ("image", "k", "threshold")
     assert wrong_way.sel(k=1).values.ravel().tolist() == [0, 0, 0, 0]
-    right_way = oracle_ious(study, own, [1], groups=[0, 1, 0, 1])  # each half has both animals: a tie, head 0
-    assert right_way.values.ravel().tolist() == [1, 1, 0, 0]
+    uneven = oracle_ious(study, own, [1], groups=[0, 0, 0, 1])  # three images choose head 0, the fourth chooses head 1
+    assert uneven.values.ravel().tolist() == [0, 0, 1, 0]
 
 
 def test_agreement_is_scipys_and_grows_with_the_number_of_images():
