@@ -228,7 +228,7 @@ class _Explorer(widgets.VBox):
     def _still(self, sets: Mapping[str, Any]) -> HTML:
         """A strip of figures: the picture, and the map of each named set of heads with its numbers."""
         item = self.item
-        outline = next(iter(item.truths.values()), None)
+        outline = np.any(list(item.truths.values()), axis=0) if item.truths else None
         cells = [(overlay(item.picture, None, truth=outline), self.view.labels[self.image])]
         for name, heads in sets.items():
             heat = self._heat(heads)

@@ -1,12 +1,19 @@
 """The book in Chromium with the network cut, over http:// and from files."""
 
+import base64
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chromium import address, expect_no_overflow, watched_page
 from playwright.sync_api import Browser, BrowserContext, Page
 from test_book import pages
+
+from selattn_lib.aggregate import heatmap
+from selattn_lib.explore import unpacked
 
 PROSE = [page for page in pages() if page.startswith("book/")]
 CHAPTERS = [page for page in pages() if page.startswith("notebooks/")]
@@ -81,3 +88,72 @@ def test_a_chapter_has_figures_and_a_live_explorer_and_fits_a_phone(page: Page, 
     page.wait_for_timeout(300)
     assert page.evaluate(colour) != before
     expect_no_overflow(page)
+
+
+def explorer_views(html: str) -> list[dict[str, Any]]:
+    """The state of each explorer of a page, in the order of the page."""
+    state = json.loads(re.search(r'widget-state\+json">(.*?)</script>', html, re.S)[1])["state"]
+    shown = re.findall(r'widget-view\+json">(.*?)</script>', html, re.S)
+    boxes = [state[json.loads(text)["model_id"]]["state"] for text in shown]
+    boxes = [box for box in boxes if "selattn-explorer" in box.get("_dom_classes", [])]
+    views = [state[box["children"][1].removeprefix("IPY_MODEL_")] for box in boxes]
+    return [
+        {**view["state"], **{each["path"][0]: base64.b64decode(each["data"]) for each in view["buffers"]}}
+        for view in views
+    ]
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_the_explorers_of_a_chapter_read_the_librarys_numbers(page: Page, root: str, book: Path, name: str) -> None:
+    """What stands below the map of all heads, against the library on the maps that the page holds."""
+    open_page(page, f"{root}{name}.html")
+    views = explorer_views((book / f"{name}.html").read_text())
+    page.wait_for_function(
+        "count => document.querySelectorAll('.selattn-view[data-update-ms]').length >= count", arg=len(views)
+    )
+    boxes = page.locator(".selattn-explorer")
+    assert len(views) == boxes.count() > 0
+    for i, view in enumerate(views):
+        size = {"height": view["height"], "width": view["width"]}
+        [maps, *_] = unpacked(view["maps"], view["grids"], [item["shift"] for item in view["items"]])
+        share = (heatmap(maps.assign_attrs(size), "all").values > view["threshold"]).mean()
+        said = boxes.nth(i).locator(".selattn-all figcaption").inner_text()
+        assert f"{100 * share:.0f} % of the picture" in said
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_without_scripts_a_picture_and_its_numbers_stand_there(
+    browser: Browser, root: str, book: Path, name: str
+) -> None:
+    with browser.new_context(java_script_enabled=False) as context:
+        page = context.new_page()
+        page.goto(f"{root}{name}.html")
+        stills = page.locator("noscript figure")
+        views = explorer_views((book / f"{name}.html").read_text())
+        assert stills.count() >= 3 * len(views)
+        assert stills.first.is_visible()
+        assert re.search(r"\d+% of the picture", " ".join(stills.all_inner_texts()))
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_chapter_is_light_and_reads_each_shared_script_once(page: Page, root: str, book: Path, name: str) -> None:
+    read: list[str] = []
+    page.on("request", lambda request: read.append(request.url) if "/_static/" in request.url else None)
+    open_page(page, f"{root}{name}.html")
+    scripts = [url for url in read if url.endswith(".js")]
+    assert len(scripts) == len(set(scripts))
+    text = (book / f"{name}.html").read_text()
+    pictures = [book / "_images" / picture for picture in set(re.findall(r"_images/([\w.-]+)", text))]
+    assert len(text.encode()) + sum(picture.stat().st_size for picture in pictures) < 4_000_000
+
+
+def test_head_relevance_can_be_sorted(page: Page, root: str) -> None:
+    open_page(page, f"{root}notebooks/01_head_relevance.html")
+    figure = page.locator(".plotly-figure").first
+    order = "e => e.querySelector('.plotly-canvas').layout.xaxis.categoryarray.join()"
+    before = figure.evaluate(order)
+    figure.locator(".updatemenu-header").nth(0).click(force=True)
+    page.locator(".updatemenu-dropdown-button").nth(3).click(force=True)
+    page.wait_for_timeout(500)
+    after = figure.evaluate(order)
+    assert after != before and sorted(after.split(",")) == sorted(before.split(","))

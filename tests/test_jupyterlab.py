@@ -34,7 +34,7 @@ def lab(tmp_path: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
     home = {"HOME": str(tmp_path), "JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "PYTHONPATH": path}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser",
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root",
                f"--port={port}", "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}"]  # fmt: skip
     log = (tmp_path / "log").open("w")
     server = subprocess.Popen(command, env={**os.environ, **home}, stdout=log, stderr=log)
@@ -58,8 +58,10 @@ def test_an_explorer_in_jupyterlab(browser: Browser, lab: str) -> None:
         page = context.new_page()
         page.goto(lab + "lab/tree/explorer.ipynb", timeout=120_000)
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
-        page.wait_for_function("window.jupyterapp?.commands.hasCommand('notebook:run-all-cells')", timeout=60_000)
-        page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
+        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=120_000)
+        cells = page.locator(".jp-CodeCell .cm-content")
+        cells.first.click()
+        page.keyboard.press("Control+Enter")
         page.wait_for_selector(".selattn-view[data-update-ms]", timeout=240_000)
         handle = page.locator('.noUi-handle[aria-label="Heads k"]')
         handle.wait_for(state="attached")
@@ -68,8 +70,8 @@ def test_an_explorer_in_jupyterlab(browser: Browser, lab: str) -> None:
         page.wait_for_timeout(1000)
         iou = page.locator(".selattn-chosen figcaption").inner_text().split(",")[0]
         assert "Top 8 heads" in page.locator(".selattn-status").inner_text()
-        page.locator(".jp-CodeCell").last.locator(".cm-content").click()
-        page.keyboard.press("Shift+Enter")
+        cells.last.click()
+        page.keyboard.press("Control+Enter")
         said = page.locator(".jp-CodeCell").nth(1).locator(".jp-OutputArea-output", has_text="selected: 8")
         said.wait_for(timeout=60_000)
         numbers = said.inner_text()
