@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 import xarray as xr
+from PIL import Image
 from pydantic import Field, field_validator, model_validator
 
 from .families import UNet, find_family
@@ -85,18 +86,21 @@ class WeakenedStudy(Study):
 
 
 def presence(results: xr.Dataset, concept: str) -> xr.Dataset:
-    """How much of a concept is in each picture of the embedded world, by its segmenter.
+    """How much of a concept is in each picture of a study of its words, by the study's segmenter.
 
-    `area` (image): the share of the picture that is classed as the concept. `score` (image): of what is classed as some
-    object at all, the share that is the concept's, 0 if there is none.
+    `area` (image): the share of the picture that the word's mask covers. `score` (image), in [0, 1]: of a segmenter
+    that detects first, the detection's score, 0 if there is none; of the embedded one, the share of the concept in what
+    is classed as any object at all, 0 if there is none.
     """
-    from PIL import Image
+    area = results["truth"].values.mean(axis=(1, 2))
+    if "truth_score" in results:
+        score = np.nan_to_num(results["truth_score"].values)
+    else:
+        from .emoji.segmenter import CLASSES
 
-    from .emoji.segmenter import CLASSES
-
-    if concept not in CLASSES[1:]:
-        raise ValueError(f"no concept {concept!r} in the embedded segmenter: expected one of {', '.join(CLASSES[1:])}")
-    seen = EmojiSegmenter().classes([Image.fromarray(picture) for picture in results["image_rgb"].values])
-    own, some = (seen == CLASSES.index(concept)).mean((1, 2)), (seen > 0).mean((1, 2))
-    score = np.where(some > 0, own / np.maximum(some, 1e-12), 0)
-    return xr.Dataset({"area": ("image", own), "score": ("image", score)}).assign_coords(subject=results["subject"])
+        if concept not in CLASSES:
+            raise ValueError(f"no concept {concept!r}: expected one of {', '.join(CLASSES)}")
+        seen = EmojiSegmenter().classes([Image.fromarray(picture) for picture in results["image_rgb"].values])
+        some = (seen > 0).sum(axis=(1, 2))
+        score = (seen == CLASSES.index(concept)).sum(axis=(1, 2)) / np.maximum(some, 1)
+    return xr.Dataset({"area": ("image", area), "score": ("image", score)}).assign_coords(subject=results["subject"])

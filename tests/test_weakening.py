@@ -87,8 +87,16 @@ def test_presence_is_area_and_share_of_objects(monkeypatch: pytest.MonkeyPatch) 
     seen[0, :2] = CLASSES.index("Animals")
     seen[0, 2, :2] = CLASSES.index("Plants")
     monkeypatch.setattr(EmojiSegmenter, "classes", lambda self, images: seen[: len(images)])
-    pictures = xr.Dataset({"image_rgb": (("image", "y", "x", "rgb"), np.zeros((2, 4, 4, 3), np.uint8))})
-    found = presence(pictures.assign_coords(subject=("image", ["cat", "dog"])), "Animals")
+    pictures = xr.Dataset(
+        {
+            "image_rgb": (("image", "y", "x", "rgb"), np.zeros((2, 4, 4, 3), np.uint8)),
+            "truth": (("image", "y", "x"), seen == CLASSES.index("Animals")),
+        },
+        {"subject": ("image", ["cat", "dog"])},
+    )
+    found = presence(pictures, "Animals")
     assert found.area.values.tolist() == [0.5, 0] and found.score.values.tolist() == [0.8, 0]
     with pytest.raises(ValueError, match="no concept 'Nosuch'"):
         presence(pictures, "Nosuch")
+    detected = pictures.assign(truth_score=("image", [0.7, np.nan]))
+    assert presence(detected, "anything").score.values.tolist() == [0.7, 0]
