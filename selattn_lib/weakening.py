@@ -84,17 +84,20 @@ class WeakenedStudy(Study):
 
 
 def presence(results: xr.Dataset, concept: str) -> xr.Dataset:
-    """How much of a concept is in each picture of the embedded world, by its segmenter.
+    """How much of a concept is in each picture of a study of its words, by the study's segmenter.
 
-    `area` (image): the share of the picture that shows it, weighted by the probabilities. `score` (image): of all that
-    is an object, the share that is the concept's.
+    `area` (image): the share of the picture that the word's mask covers. `score` (image), in [0, 1]: of a segmenter
+    that detects first, the detection's score, 0 if there is none; of the embedded one, the share of the concept in all
+    that it takes for an object.
     """
-    from .emoji.segmenter import CONCEPTS, KEYS, Reading, load_weights
+    area = results["truth"].values.mean(axis=(1, 2))
+    if "truth_score" in results:
+        score = np.nan_to_num(results["truth_score"].values)
+    else:
+        from .emoji.segmenter import CONCEPTS, KEYS, Reading, load_weights
 
-    if concept not in CONCEPTS:
-        raise ValueError(f"no concept {concept!r} in the embedded segmenter: expected one of {', '.join(CONCEPTS)}")
-    pictures = results["image_rgb"].values
-    areas = Reading(load_weights(), pictures).areas() / pictures[0, ..., 0].size
-    own = areas[:, [of == concept for of, _ in KEYS]].sum(1)
-    found = {"area": ("image", own), "score": ("image", own / np.maximum(areas.sum(1), 1e-6))}
-    return xr.Dataset(found).assign_coords(subject=results["subject"])
+        if concept not in CONCEPTS:
+            raise ValueError(f"no concept {concept!r}: expected one of {', '.join(CONCEPTS)}")
+        areas = Reading(load_weights(), results["image_rgb"].values).areas()
+        score = areas[:, [of == concept for of, _ in KEYS]].sum(1) / areas.sum(1)
+    return xr.Dataset({"area": ("image", area), "score": ("image", score)}).assign_coords(subject=results["subject"])

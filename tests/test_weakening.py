@@ -85,10 +85,17 @@ DRAWN = [("Animals", "bear"), ("Vehicles", "car")]
 
 def test_presence_is_area_and_share_of_objects() -> None:
     scenes = [compose(np.random.default_rng([9, i]), words=[key]) for i, key in enumerate(DRAWN)]
-    pictures = xr.Dataset({"image_rgb": (("image", "y", "x", "rgb"), np.stack([s.image for s in scenes]))})
-    found = presence(pictures.assign_coords(subject=("image", [word for _, word in DRAWN])), "Animals")
-    bear, car = (scene.masks[0].mean() for scene in scenes)
-    assert 0.7 * bear < found.area[0] < 1.3 * bear and found.area[1] < 0.3 * car
+    pictures = xr.Dataset(
+        {
+            "image_rgb": (("image", "y", "x", "rgb"), np.stack([s.image for s in scenes])),
+            "truth": (("image", "y", "x"), np.stack([s.masks[0] & (i == 0) for i, s in enumerate(scenes)])),
+        },
+        {"subject": ("image", [word for _, word in DRAWN])},
+    )
+    found = presence(pictures, "Animals")
+    assert found.area.values.tolist() == [scenes[0].masks[0].mean(), 0]
     assert found.score[0] > 0.7 and found.score[1] < 0.3
     with pytest.raises(ValueError, match="no concept 'Nosuch'"):
         presence(pictures, "Nosuch")
+    detected = pictures.assign(truth_score=("image", [0.7, np.nan]))
+    assert presence(detected, "anything").score.values.tolist() == [0.7, 0]
