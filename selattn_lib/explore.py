@@ -366,10 +366,10 @@ class HeadExplorer(_Explorer):
 
     @heads.setter
     def heads(self, numbers: Sequence[int]) -> None:
-        numbers, n_heads = np.unique(np.asarray(numbers, dtype=int)), len(self.view.random_order)
-        if wrong := [int(n) for n in numbers if not 0 <= n < n_heads]:
+        chosen, n_heads = np.unique(np.asarray(numbers, dtype=int)).tolist(), len(self.view.random_order)
+        if wrong := [n for n in chosen if not 0 <= n < n_heads]:
             raise ValueError(f"heads {wrong} do not exist; the maps have heads 0 to {n_heads - 1}.")
-        self.view.picked = numbers.tolist()
+        self.view.picked = chosen
 
     @property
     def order(self) -> np.ndarray:
@@ -479,7 +479,7 @@ def with_pictures(maps: xr.Dataset, images: Sequence[Any], **truths: Any) -> xr.
     named `truth` or `truth_{name}`; where a name is one of the words, each word has the mask of its name alone.
     """
     pictures = np.stack([np.asarray(image) for image in images])
-    masks = {name: (("image", "y", "x"), np.asarray(mask)) for name, mask in truths.items()}
+    masks: dict[Any, Any] = {name: (("image", "y", "x"), np.asarray(mask)) for name, mask in truths.items()}
     return maps.assign(image_rgb=(("image", "y", "x", "rgb"), pictures), **masks)
 
 
@@ -540,8 +540,8 @@ def pack_maps(maps: Sequence[xr.Dataset]) -> tuple[bytes, list[dict[str, Any]], 
             raise ValueError(f"maps holds {list(each.data_vars)} but no maps_HxW; a head-maps dataset is expected.")
         grids, flat = [], []
         for name in names:
-            values = each[name].isel(image=0, word=0)
-            values = (values.mean("call") if "call" in values.dims else values).values.astype(np.float64)
+            one = each[name].isel(image=0, word=0)
+            values = (one.mean("call") if "call" in one.dims else one).values.astype(np.float64)
             height, width = values.shape[-2:]
             numbers = each[name.replace("maps_", "head_")].values.tolist()
             grids.append({"height": height, "width": width, "heads": numbers})
