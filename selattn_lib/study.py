@@ -463,7 +463,7 @@ class RelevanceStudy(Stored):
     `images`.
     """
 
-    images: int = Field(default=120, ge=2)
+    images: int = Field(default=80, ge=2)
     steps: int = Field(default=50, ge=1, le=1000)
     guidance: float = Field(default=7.5, ge=1, description="None: the model's own")
     seed: int = 0

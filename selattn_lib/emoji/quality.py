@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from ..metrics import Interval, iou, mean_iou
 from ..models import EMBEDDED, load_pipeline, model_source
-from ..study import GUIDANCE, Study, generate
-from .scenes import HELD_OUT, Scene, compose
+from ..study import GUIDANCE, generate
+from .scenes import BENCHMARK, HELD_OUT, Scene, compose
 from .segmenter import KEYS, Reading, load_weights, through
 
 WEIGHTS = Path(model_source(EMBEDDED))
@@ -107,15 +107,13 @@ def without_background(picture: np.ndarray) -> np.ndarray:
     return ndimage.binary_fill_holes(np.isin(parts, large))
 
 
-def against_background(steps: int = 50) -> np.ndarray:
+def against_background(pipe: Any, *, steps: int = 15, guidance: float | None = None) -> np.ndarray:
     """(image) IoU of the segmenter's mask with `without_background`, on one image of each benchmark animal on each
     plain background."""
-    found = []
-    for colour in PLAIN:
-        results = Study(template=f"photo of a {{word}} on a {colour} background", seeds=1, steps=steps).run()
-        pairs = zip(results.truth.values, results.image_rgb.values, strict=True)
-        found += [iou(truth, without_background(picture)) for truth, picture in pairs]
-    return np.array(found)
+    prompts = [f"photo of a {word} on a {colour} background" for colour in PLAIN for word in BENCHMARK]
+    pictures = drawn(pipe, prompts, steps=steps, guidance=guidance)
+    masks = Reading(load_weights(), pictures).masks([["Animals"]] * len(pictures))
+    return np.array([iou(mask, without_background(each)) for mask, each in zip(masks, pictures, strict=True)])
 
 
 def share(right: Any) -> Interval:
