@@ -9,11 +9,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import concepts, explore, figures, study
+    from . import concepts, controls, diagnosis, explore, figures, study, surface, weakening
     from .aggregate import cumulative_heatmaps, heatmap, normalise
     from .capture import capture
     from .concepts import load_concepts
     from .heads import cross_attention_heads
+    from .masked import MaskedStudy
     from .metrics import (
         attention_on,
         band,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .relevance import HeadRelevance, load_hrv, score_heads
     from .segment import load_segmenter
     from .study import DiagnosisStudy, KnownTruthStudy, RelevanceStudy, Study, check_selection, relevance_for
+    from .workbench import Workbench
 
 __version__ = "0.1.0"
 
@@ -37,15 +39,21 @@ NAMES = {  # module -> the public names in it
     "aggregate": ["cumulative_heatmaps", "heatmap", "normalise"],
     "capture": ["capture"],
     "concepts": ["load_concepts"],
+    "controls": [],
+    "diagnosis": [],
     "explore": [],
     "figures": [],
     "heads": ["cross_attention_heads"],
+    "masked": ["MaskedStudy"],
     "metrics": ["attention_on", "band", "best_disc", "centred_disc", "full_frame", "iou", "mean_iou",
                 "paired_difference", "study_iou_curves", "study_ious"],
     "models": ["load_pipeline"],
     "relevance": ["HeadRelevance", "load_hrv", "score_heads"],
     "segment": ["load_segmenter"],
     "study": ["DiagnosisStudy", "KnownTruthStudy", "RelevanceStudy", "Study", "check_selection", "relevance_for"],
+    "surface": [],
+    "weakening": [],
+    "workbench": ["Workbench"],
 }  # fmt: skip
 
 
