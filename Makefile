@@ -21,14 +21,14 @@ $(STAMP): constraints.txt pyproject.toml
 	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[book,test]'
 	@touch $@
 
-book: env  ## run the notebooks that changed, build the book, print where it is
+book: env  ## run the notebooks that changed since they were committed, build the book, print where it is
 	$(BIN)/selattn run $(NOTEBOOKS) --out runs/notebooks
 	$(BIN)/selattn book --notebooks runs/notebooks --out book
 
-notebooks: env  ## re-execute the committed notebooks in place (only if all succeed)
+notebooks: env  ## re-execute the committed notebooks that changed, in place (only if all succeed)
+	$(BIN)/python -m selattn_lib.emoji.report book/_static/figure_one.png
 	$(BIN)/selattn run $(NOTEBOOKS) --out runs/notebooks
 	$(BIN)/selattn stabilise $(NOTEBOOKS:notebooks/%=runs/notebooks/%) --out notebooks
-	$(BIN)/python -m selattn_lib.emoji.report book/_static/figure_one.png
 
 lab: env  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

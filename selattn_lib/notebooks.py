@@ -46,7 +46,8 @@ def read_fingerprint(executed: Path) -> str | None:
 
 
 def run_notebook(notebook: Path, out: Path, parameters: Mapping[str, Any]) -> bool:
-    """Execute `notebook` into `out`, unless `out` is current; returns whether anything was run.
+    """Execute `notebook` into `out`, unless `out` is current, or `notebook` itself was executed with these sources and
+    is copied; returns whether anything was run.
 
     `out` is replaced only after every cell has succeeded. Raises NotebookFailed otherwise.
     """
@@ -56,6 +57,9 @@ def run_notebook(notebook: Path, out: Path, parameters: Mapping[str, Any]) -> bo
     if is_current(out, wanted):
         return False
     out.parent.mkdir(parents=True, exist_ok=True)
+    if is_current(notebook, wanted):
+        shutil.copyfile(notebook, out)
+        return False
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         draft = Path(folder, out.name)
         try:
@@ -82,7 +86,8 @@ def stabilised(nb: NotebookNode) -> NotebookNode:
 
     Cell ids and every output of the cells stay; widget ids are renumbered in the order of their appearance.
     """
-    nb.metadata = NotebookNode({k: nb.metadata[k] for k in ("kernelspec", "widgets") if k in nb.metadata})
+    kept = [name for name in ("kernelspec", "selattn", "widgets") if name in nb.metadata]
+    nb.metadata = NotebookNode({name: nb.metadata[name] for name in kept})
     nb.metadata["language_info"] = NotebookNode(name="python", pygments_lexer="ipython3")
     for cell in nb.cells:
         cell.metadata = NotebookNode(
@@ -137,7 +142,7 @@ def widget_order(nb: NotebookNode) -> list[str]:
 
 
 def stabilise(notebooks: Sequence[Path], out: Path | None) -> None:
-    """Write each notebook stabilised into folder `out` (None: in place), without the mark of its run."""
+    """Write each notebook stabilised into folder `out` (None: in place)."""
     for notebook in notebooks:
         nb = stabilised(nbformat.read(notebook, as_version=4))
         target = out / notebook.name if out else notebook

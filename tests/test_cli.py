@@ -43,6 +43,23 @@ def test_a_current_notebook_is_not_run_again(tmp_path: Path) -> None:
     assert count.read_text() == "xxx"
 
 
+def test_a_notebook_that_was_executed_with_these_sources_is_copied(tmp_path: Path) -> None:
+    count = tmp_path / "count"
+    notebook = write_notebook(tmp_path / "in" / "a.ipynb", f"open({str(count)!r}, 'a').write('x'); print('done')")
+    assert cli.main(["run", str(notebook), "--out", str(tmp_path / "first")]) == 0
+    executed = tmp_path / "first" / "a.ipynb"
+    assert cli.main(["stabilise", str(executed), "--out", str(notebook.parent)]) == 0
+    assert cli.main(["run", str(notebook), "--out", str(tmp_path / "second")]) == 0
+    assert count.read_text() == "x"
+    assert (tmp_path / "second" / "a.ipynb").read_bytes() == notebook.read_bytes()
+
+    nb = nbformat.read(notebook, as_version=4)
+    nb.cells[-1].source += "  # changed"
+    nbformat.write(nb, notebook)
+    assert cli.main(["run", str(notebook), "--out", str(tmp_path / "second")]) == 0
+    assert count.read_text() == "xx"
+
+
 def test_a_failed_run_leaves_the_good_notebook_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check = "if not heads > 0:\n    raise ValueError(f'heads is {heads}; it must be 1 or more')"
     notebook = write_notebook(tmp_path / "in" / "a.ipynb", "heads = 30", check)
@@ -103,7 +120,7 @@ def test_two_runs_give_one_and_the_same_notebook(tmp_path: Path) -> None:
     assert nb.cells[3].outputs[0].data[notebooks.WIDGET_VIEW]["model_id"] == f"{1:032x}"
 
 
-def test_stabilising_keeps_outputs_and_drops_the_mark_of_the_run(tmp_path: Path) -> None:
+def test_stabilising_keeps_outputs_and_the_mark_of_their_sources(tmp_path: Path) -> None:
     path = write_notebook(tmp_path / "a.ipynb", "1")
     nb = nbformat.read(path, as_version=4)
     nb.cells[1].outputs = [new_output("execute_result", {"text/plain": "1"}, execution_count=1)]
@@ -113,7 +130,7 @@ def test_stabilising_keeps_outputs_and_drops_the_mark_of_the_run(tmp_path: Path)
     nbformat.write(nb, path)
     assert cli.main(["stabilise", str(path)]) == 0
     nb = nbformat.read(path, as_version=4)
-    assert set(nb.metadata) == {"kernelspec", "language_info"}
+    assert set(nb.metadata) == {"kernelspec", "language_info", "selattn"}
     assert nb.cells[1].metadata == {"tags": ["parameters"]}
     assert nb.cells[1].outputs[0].data == {"text/plain": "1"}
 
