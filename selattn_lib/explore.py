@@ -50,6 +50,7 @@ class ExplorerView(anywidget.AnyWidget):
     truth = traitlets.Bytes().tag(sync=True)  # (mask, y * x / 8), one bit a pixel, from an item's `mask` on
     maps = traitlets.Bytes().tag(sync=True)  # see `pack_maps`
     grids: Any = traitlets.List().tag(sync=True)
+    concepts = traitlets.List().tag(sync=True)  # in the order of the menus; a notebook's file does not keep a dict's
     rankings = traitlets.Dict().tag(sync=True)  # concept -> heads, most relevant first
     scores = traitlets.Dict().tag(sync=True)  # concept -> relevance (head); empty where only rankings are known
     random_order: Any = traitlets.List().tag(sync=True)
@@ -137,6 +138,7 @@ class _Explorer(widgets.VBox):
             raise ValueError(f"threshold={threshold!r} is outside 0.05 to 0.95.")
         if heads is not None and len(head_table(heads)) != n_heads:
             raise ValueError(f"heads names {len(head_table(heads))} heads; these maps have {n_heads}.")
+        self.view.concepts = list(self.rankings)
         self.view.rankings = {name: order.tolist() for name, order in self.rankings.items()}
         self.view.grid = _grid_rows(self.view.grids) if heads is None else _named_rows(heads)
         self.controls["k"].value, self.controls["threshold"].value = k, threshold

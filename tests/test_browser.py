@@ -123,6 +123,8 @@ def test_the_explorers_of_a_chapter_read_the_librarys_numbers(page: Page, root: 
         share = (heatmap(maps.assign_attrs(size), "all").values > view["threshold"]).mean()
         said = boxes.nth(i).locator(".selattn-all figcaption").inner_text()
         assert f"{100 * share:.0f} % of the picture" in said
+        if view["kind"] == "aggregation":
+            assert f" heads for {view['concepts'][view['concept_0']]}, " in boxes.nth(i).inner_text()
 
 
 @pytest.mark.parametrize("name", EXPLORED)

@@ -62,7 +62,7 @@ export class Scene {
     this.get = (name) => model.get(name);
     [this.height, this.width] = [this.get("height"), this.get("width")];
     this.rankings = this.get("rankings");
-    this.concepts = Object.keys(this.rankings);
+    this.concepts = this.get("concepts");
     this.randomOrder = this.get("random_order");
     this.nHeads = this.randomOrder.length;
     this.palette = Uint8Array.from({ length: 768 }, (_, i) => this.get("palette").getUint8(i));
