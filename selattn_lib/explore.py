@@ -50,7 +50,7 @@ class ExplorerView(anywidget.AnyWidget):
     truth = traitlets.Bytes().tag(sync=True)  # (mask, y * x / 8), one bit a pixel, from an item's `mask` on
     maps = traitlets.Bytes().tag(sync=True)  # see `pack_maps`
     grids: Any = traitlets.List().tag(sync=True)
-    concepts = traitlets.List().tag(sync=True)  # in the order of the menus; a notebook's file does not keep a dict's
+    concepts: Any = traitlets.List().tag(sync=True)  # in the menus' order; a notebook's file does not keep a dict's
     rankings = traitlets.Dict().tag(sync=True)  # concept -> heads, most relevant first
     scores = traitlets.Dict().tag(sync=True)  # concept -> relevance (head); empty where only rankings are known
     random_order: Any = traitlets.List().tag(sync=True)
