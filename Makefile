@@ -6,7 +6,7 @@ PIP_ARGS ?=
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 export SELATTN_RUNS := $(CURDIR)/runs
 
-.PHONY: help env book notebooks lab rehearsal benchmarks test clean
+.PHONY: help env book print notebooks lab rehearsal benchmarks test clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -24,6 +24,10 @@ $(STAMP): constraints.txt pyproject.toml
 book: env  ## run the notebooks that changed since they were committed, build the book, print where it is
 	$(BIN)/selattn run $(NOTEBOOKS) --out runs/notebooks
 	$(BIN)/selattn book --notebooks runs/notebooks --out book
+
+print: env  ## the book on one page, to be printed or saved as a PDF from a browser
+	$(BIN)/selattn run $(NOTEBOOKS) --out runs/notebooks
+	$(BIN)/selattn book --print --notebooks runs/notebooks --out book
 
 notebooks: env  ## re-execute the committed notebooks that changed, in place (only if all succeed)
 	$(BIN)/python -m selattn_lib.emoji.report book/_static/figure_one.png

@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     three = commands.add_parser("book", help="build the book from executed notebooks")
     three.add_argument("--notebooks", type=Path, required=True, help="folder of executed notebooks")
     three.add_argument("--out", type=Path, default=Path("book"), help="the book goes to OUT/_build/html")
+    three.add_argument("--print", action="store_true", help="all on one page, for paper: OUT/_build/singlehtml")
     three.add_argument("--strict", action="store_true", help="warnings are errors")
 
     four = commands.add_parser("reproduce", help="the paper's experiments on another model, with a book of their own")
@@ -74,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif given.command == "stabilise":
             notebooks.stabilise(given.notebooks, given.out)
         elif given.command == "book":
-            print(notebooks.build_book(Path.cwd(), given.notebooks, given.out, strict=given.strict).resolve())
+            builder = "singlehtml" if given.print else "html"
+            print(notebooks.build_book(Path.cwd(), given.notebooks, given.out, builder, given.strict).resolve())
         else:
             from .reproduce import Reproduction
 

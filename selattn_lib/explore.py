@@ -250,7 +250,33 @@ class _Explorer(widgets.VBox):
         return HTML(f'<div style="display:flex;flex-wrap:wrap;gap:10px">{figures}</div><p>{html.escape(caption)}</p>')
 
 
-class AggregationExplorer(_Explorer):
+class _OneMap(_Explorer):
+    """What the explorers of one choice of heads share: the map of these heads."""
+
+    heads: Any  # the numbers of the chosen heads
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        return super().selection | {"heads": self.heads.tolist()}
+
+    @property
+    def heat(self) -> xr.DataArray:
+        """(y, x) in [0, 1]: the average map of the chosen heads, zeros if there is none."""
+        heads = self.heads
+        return self._heat(heads) if len(heads) else self._heat("all") * 0
+
+    @property
+    def mask(self) -> xr.DataArray:
+        """(y, x) boolean: where `heat` is above the threshold."""
+        return self.heat > self.threshold
+
+    @property
+    def iou(self) -> float | None:
+        """IoU of `mask` with the first true mask, None without one."""
+        return self._iou(self.heat)
+
+
+class AggregationExplorer(_OneMap):
     """One word in one picture: the map of k chosen heads beside that of all heads, with IoU for both (Eq. 2, 4, 5).
 
     `results` is a head-maps dataset with the pictures `image_rgb` (image, y, x, rgb) uint8 and, where known, the true
@@ -292,7 +318,7 @@ class AggregationExplorer(_Explorer):
 
     @property
     def selection(self) -> dict[str, Any]:
-        return super().selection | {"concept": self.concept, "method": self.method, "heads": self.heads.tolist()}
+        return super().selection | {"concept": self.concept, "method": self.method}
 
     @property
     def heads(self) -> np.ndarray:
@@ -301,28 +327,13 @@ class AggregationExplorer(_Explorer):
         orders = {"bottom k": order[::-1], "random k": np.array(self.view.random_order)}
         return order if self.method == "all heads" else orders.get(self.method, order)[: self.k]
 
-    @property
-    def heat(self) -> xr.DataArray:
-        """(y, x) in [0, 1]: the map of the chosen heads."""
-        return self._heat(self.heads)
-
-    @property
-    def mask(self) -> xr.DataArray:
-        """(y, x) boolean: where `heat` is above the threshold."""
-        return self.heat > self.threshold
-
-    @property
-    def iou(self) -> float | None:
-        """IoU of `mask` with the truth, None without one."""
-        return self._iou(self.heat)
-
     def still(self) -> HTML:
         which = {"all heads": "all heads", "random k": f"{self.k} random heads"}
         name = which.get(self.method, f"{self.method.split()[0]} {self.k} heads for {self.concept}")
         return self._still({name: self.heads, "all heads (DAAM)": "all"})
 
 
-class HeadExplorer(_Explorer):
+class HeadExplorer(_OneMap):
     """Every head's own map on the grid of heads; pick heads by clicking, by rank, layer or resolution, and see the
     average map of exactly those, and what each head is most relevant to.
 
@@ -359,7 +370,7 @@ class HeadExplorer(_Explorer):
 
     @property
     def selection(self) -> dict[str, Any]:
-        return super().selection | {"ranking": self.ranking, "heads": self.heads.tolist()}
+        return super().selection | {"ranking": self.ranking}
 
     @property
     def heads(self) -> np.ndarray:
@@ -383,22 +394,6 @@ class HeadExplorer(_Explorer):
             return np.arange(len(self.view.random_order))
         shares = [attention_share(self._heat([head]).values, truth) for head in range(len(self.view.random_order))]
         return np.argsort(-np.array(shares), kind="stable")
-
-    @property
-    def heat(self) -> xr.DataArray:
-        """(y, x) in [0, 1]: the average map of the picked heads, zeros if there is none."""
-        heads = self.heads
-        return self._heat(heads) if len(heads) else self._heat("all") * 0
-
-    @property
-    def mask(self) -> xr.DataArray:
-        """(y, x) boolean: where `heat` is above the threshold."""
-        return self.heat > self.threshold
-
-    @property
-    def iou(self) -> float | None:
-        """IoU of `mask` with the first true mask, None without one."""
-        return self._iou(self.heat)
 
     def still(self) -> HTML:
         return self._still({f"{len(self.heads)} heads by {self.ranking}": self.heads, "all heads (DAAM)": "all"})

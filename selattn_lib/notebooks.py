@@ -191,10 +191,11 @@ def stage(root: Path, notebooks: Path, source: Path) -> None:
         shutil.copy2(notebook, source / "notebooks")
 
 
-def build_book(root: Path, notebooks: Path, out: Path, *, strict: bool = False) -> Path:
+def build_book(root: Path, notebooks: Path, out: Path, builder: str = "html", strict: bool = False) -> Path:
     """Build the book of repository `root` from the executed notebooks in a folder; returns its index.html.
 
-    `out`: the folder that gets `_build`. `strict`: warnings are errors.
+    `out`: the folder that gets `_build`. `builder`: "html", or "singlehtml" for one page, to be printed.
+    `strict`: warnings are errors.
     Raises SystemExit with Jupyter Book's code if it fails.
     """
     if not any(notebooks.glob("*.ipynb")):
@@ -204,12 +205,12 @@ def build_book(root: Path, notebooks: Path, out: Path, *, strict: bool = False) 
     jupyter_book = Path(sys.executable).with_name("jupyter-book")
     if not jupyter_book.exists():
         raise FileNotFoundError(f"{jupyter_book} does not exist; it comes with: pip install -e '.[book]'")
-    command = [str(jupyter_book), "build", "--all", str(source), "--path-output", str(out)]
+    command = [str(jupyter_book), "build", "--all", str(source), "--path-output", str(out), "--builder", builder]
     say("building the book")
     status = subprocess.run(command + (["-W", "-n", "--keep-going"] if strict else ["-q"])).returncode
     if status:
         raise SystemExit(status)
-    return out / "_build" / "html" / "index.html"
+    return out / "_build" / builder / "index.html"
 
 
 def say(line: str) -> None:

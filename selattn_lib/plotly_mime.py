@@ -13,7 +13,7 @@ MIME = "application/vnd.plotly.v1+json"
 class PlotlyRenderer:
     """Entry point of the group `myst_nb.mime_renderers`."""
 
-    mime_priority_overrides = [("html", MIME, 1)]
+    mime_priority_overrides = [("html", MIME, 1), ("singlehtml", MIME, 1)]
 
     @staticmethod
     def handle_mime(renderer, data, inline: bool) -> list[nodes.Element] | None:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from chromium import address, expect_no_overflow, watched_page
 from playwright.sync_api import Browser, BrowserContext, Page
-from test_book import pages
+from test_book import ROOT, pages
 
 from selattn_lib.aggregate import heatmap
 from selattn_lib.explore import unpacked
+from selattn_lib.notebooks import build_book
 
 PROSE = [page for page in pages() if page.startswith("book/")]
 CHAPTERS = [page for page in pages() if page.startswith("notebooks/")]
@@ -163,3 +164,17 @@ def test_head_relevance_can_be_sorted(page: Page, root: str) -> None:
     page.wait_for_timeout(500)
     after = figure.evaluate(order)
     assert after != before and sorted(after.split(",")) == sorted(before.split(","))
+
+
+def test_the_printed_book_has_every_figure_and_a_still_of_every_explorer(browser: Browser, tmp_path: Path) -> None:
+    index = build_book(ROOT, ROOT / "notebooks", tmp_path, "singlehtml")
+    notebooks = "".join(path.read_text() for path in (ROOT / "notebooks").glob("*.ipynb"))
+    context = browser.new_context()
+    with watched_page(context, root := f"{index.parent.as_uri()}/") as page:
+        open_page(page, f"{root}index.html")
+        assert page.locator(".plotly-figure").count() == notebooks.count('vnd.plotly.v1+json": {')
+        assert page.get_by_text("White line: edge of the mask.").count() == notebooks.count("<noscript>")
+        assert page.locator("h2", has_text="The model in the box").count() == 1
+        page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        assert page.locator(".plotly-figure").evaluate_all("all => all.every(figure => figure.scrollWidth <= 680)")
+    context.close()

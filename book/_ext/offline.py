@@ -1,5 +1,6 @@
-"""Sphinx extension of this book: assets from the environment, and no script twice on a page."""
+"""Sphinx extension of this book: assets from the environment, no script twice on a page, and a page for printing."""
 
+import re
 import shutil
 import sysconfig
 from pathlib import Path
@@ -20,7 +21,26 @@ def drop_duplicate_scripts(app, pagename, templatename, context, doctree):
     context["script_files"] = list(once.values())[::-1]
 
 
+def prepare_print(app, pagename, templatename, context, doctree):
+    """The whole book on one page has plotly's figures, and a still picture in the place of each explorer."""
+    if app.builder.name == "singlehtml":
+        app.add_js_file("vendor/plotly-cartesian.min.js", priority=300)
+        app.add_js_file("figures.js", priority=301)
+        view = r'<script type="application/vnd.jupyter.widget-view\+json">.*?</script>'
+        body = re.sub(view, "", context["body"], flags=re.DOTALL)
+        context["body"] = re.sub("<noscript>(<div.*?)</noscript>", r"\1", body, flags=re.DOTALL)
+
+
+def move_print(app, exception):
+    """The one page refers to its files, and to an index for searching, from the folder above its first chapter."""
+    if exception is None and app.builder.name == "singlehtml":
+        Path(app.outdir, f"{app.config.root_doc}.html").replace(Path(app.outdir, "index.html"))
+        Path(app.outdir, "searchindex.js").touch()
+
+
 def setup(app):
+    app.connect("html-page-context", prepare_print)
     app.connect("build-finished", add_anywidget)
+    app.connect("build-finished", move_print)
     app.connect("html-page-context", drop_duplicate_scripts, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

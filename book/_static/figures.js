@@ -13,8 +13,9 @@
       base[axis] = { ...base[axis], gridcolor: grid, linecolor: grid, zerolinecolor: grid };
     }
     // A fixed width would overflow a phone: shrink the whole figure, its letters a little less.
-    const shrink = width / layout.width;
-    if (shrink < 1) {
+    const shrink = width / (layout.width ?? width);
+    if (shrink >= 1) layout.width ??= width;
+    else {
       const { t = 0, b = 0 } = { ...base.margin, ...layout.margin };
       if (layout.height) layout.height = (layout.height - t - b) * shrink + t + b;
       layout.width = width;
@@ -28,8 +29,7 @@
 
   function draw(box, figure) {
     const layout = themed(figure, box.clientWidth);
-    const config = { responsive: !figure.layout.width, displaylogo: false };
-    return Plotly.react(box.querySelector(".plotly-canvas"), figure.data, layout, config);
+    return Plotly.react(box.querySelector(".plotly-canvas"), figure.data, layout, { displaylogo: false });
   }
 
   window.addEventListener("DOMContentLoaded", () => {
@@ -43,6 +43,12 @@
     const drawAll = () => figures.forEach(([box, figure]) => draw(box, figure));
     drawAll();
     new MutationObserver(drawAll).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+    const sheet = (width) => () => {
+      for (const [box] of figures) box.style.width = width;
+      drawAll();
+    };
+    window.addEventListener("beforeprint", sheet("680px")); // A4 and letter, with margins
+    window.addEventListener("afterprint", sheet(""));
     let timer;
     window.addEventListener("resize", () => {
       clearTimeout(timer);

@@ -276,14 +276,8 @@ export function leaders(grey, heats, colours) {
 /** RGBA pixels: the picture's lightness, coloured where one of several masks lies, `shared` where several do. */
 export function overlaps(grey, masks, colours, shared) {
   return tinted(grey, (i, mix) => {
-    let inside = 0;
-    let winner = 0;
-    for (let j = 0; j < masks.length; j++) {
-      if (!masks[j][i]) continue;
-      inside++;
-      winner = j;
-    }
-    mix(inside > 1 ? shared : colours[winner], inside ? 0.75 : 0);
+    const owner = ownerAt(masks, i);
+    mix(colours[owner] ?? shared, owner < 0 ? 0 : 0.75);
   });
 }
 
@@ -300,18 +294,19 @@ function tinted(grey, tintOf) {
   return pixels;
 }
 
+/** The number of the mask that pixel `i` lies in; -1 if in none, how many masks there are if in several. */
+function ownerAt(masks, i) {
+  let owner = -1;
+  for (let j = 0; j < masks.length; j++) if (masks[j][i]) owner = owner < 0 ? j : masks.length;
+  return owner;
+}
+
 /** How many pixels lie in each mask alone, and at the end how many in several. */
 export function memberships(masks) {
   const counts = new Array(masks.length + 1).fill(0);
   for (let i = 0; i < masks[0].length; i++) {
-    let inside = 0;
-    let owner = 0;
-    for (let j = 0; j < masks.length; j++) {
-      if (!masks[j][i]) continue;
-      inside++;
-      owner = j;
-    }
-    if (inside) counts[inside > 1 ? masks.length : owner]++;
+    const owner = ownerAt(masks, i);
+    if (owner >= 0) counts[owner]++;
   }
   return counts;
 }
