@@ -156,7 +156,7 @@ def sortable_relevance(relevance: xr.DataArray, *, title: str = "Head relevance 
     figure.update_xaxes(categoryorder="array", categoryarray=names)
     figure.update_yaxes(categoryorder="array", categoryarray=concepts)
     menus = [_menu("relayout", heads), _menu("relayout", rows, above=1)]
-    return figure.update_layout(updatemenus=menus, height=layout.height + 85, margin={"t": 155})
+    return figure.update_layout(**_room_for(menus, layout.height + 85, 155))
 
 
 def concept_similarity(relevance: xr.DataArray) -> xr.DataArray:
@@ -216,7 +216,13 @@ def top_heads(relevance: xr.DataArray, k: int = 30, *, first: str | None = None,
         figure.add_traces([own.update(visible=concept == first), frames.update(visible=concept == first)])
     shown = {concept: {"visible": [each == concept for each in concepts for _ in range(2)]} for concept in concepts}
     menu = _menu("restyle", shown).update(active=concepts.index(first))
-    return figure.update_layout(updatemenus=[menu], height=figure.layout.height + 40, margin={"t": 105})
+    return figure.update_layout(**_room_for([menu], figure.layout.height + 40, 105))
+
+
+def _room_for(menus: Sequence[go.layout.Updatemenu], height: int, top: int) -> dict[str, Any]:
+    """The layout of a figure with menus: its title above them, not beside, where a phone has no room."""
+    title = {"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 12}}
+    return {"updatemenus": menus, "height": height, "margin": {"t": top}, "title": title}
 
 
 def _menu(method: str, options: Mapping[str, Any], above: int = 0) -> go.layout.Updatemenu:
@@ -229,8 +235,8 @@ def _menu(method: str, options: Mapping[str, Any], above: int = 0) -> go.layout.
         y=1,
         yanchor="bottom",
         pad={"b": 22 + 38 * above},
-        font={"size": 11, "color": INK},
-        bgcolor="rgba(0,0,0,0)",
+        font={"size": 11, "color": "#222832"},  # dark on light in any theme: plotly lights up what is pointed at
+        bgcolor="#eef1f4",
         bordercolor=INK,
     )
 
