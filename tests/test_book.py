@@ -56,3 +56,13 @@ def test_plotly_of_the_page_is_the_one_plotly_py_was_made_for() -> None:
 def test_the_reference_lists_every_public_name() -> None:
     listed = set(re.findall(r":: (?:\w+\.)*(\w+)", (ROOT / "book" / "api.md").read_text()))
     assert {name for names in sa.NAMES.values() for name in names} <= listed, "add these to book/api.md"
+
+
+def test_the_numbers_of_the_first_page_stand_in_the_outputs_of_the_chapters() -> None:
+    outputs = ""
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        outputs += json.dumps([cell["outputs"] for cell in cells if cell["cell_type"] == "code"])
+    numbers = re.findall(r"\[?0\.\d{3}[\d., ]*\]?", (ROOT / "book" / "intro.md").read_text())
+    assert len(numbers) > 5
+    assert [number for number in numbers if number.strip(" ,.") not in outputs] == []

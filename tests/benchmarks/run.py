@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -25,13 +25,14 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, patch
 
 import diffusers
 import numpy as np
 import torch
 import xarray as xr
 from diffusers import UNet2DConditionModel
+from torch.nn import Module
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -212,6 +213,47 @@ def measure_times(results: Results, small: bool) -> None:
             results.add(f"time/{pair}", {"cpu_s": seconds, "image_changed_by": changed})
 
 
+@contextmanager
+def hooks_timed() -> Iterator[list[float]]:
+    """CPU seconds of every call of a hook that is registered in the block."""
+    spent: list[float] = []
+
+    def timing(register: Callable) -> Callable:
+        def register_timed(module: Module, hook: Callable, **options: Any) -> Any:
+            def timed(*args: Any, **kwargs: Any) -> Any:
+                start = time.process_time()
+                try:
+                    return hook(*args, **kwargs)
+                finally:
+                    spent.append(time.process_time() - start)
+
+            return register(module, timed, **options)
+
+        return register_timed
+
+    with ExitStack() as stack:
+        for name in ("register_forward_hook", "register_forward_pre_hook"):
+            stack.enter_context(patch.object(Module, name, timing(getattr(Module, name))))
+        yield spent
+
+
+def measure_hooks(results: Results, small: bool) -> None:
+    """CPU seconds in the hooks over those outside them, in one and the same generation: no noise between runs."""
+    pipe = build(small)
+    draw(pipe, small, 1)
+    for name in ("capture", "capture+hrv"):
+        shares = []
+        for _ in range(PAIRS):
+            start = time.process_time()
+            with hooks_timed() as spent, WAYS[name].run(pipe) as finish:
+                draw(pipe, small, 1)
+                ended = time.process_time()
+                finish()
+            inside = sum(spent) + time.process_time() - ended
+            shares.append(round(inside / (time.process_time() - start - inside), 4))
+        results.add(f"hooks/{name}", shares)
+
+
 def measure_memory(results: Results, small: bool, name: str, steps: int) -> None:
     """MB by which a generation's peak is above what the process held before it, after one step to warm up."""
     pipe = build(small)
@@ -296,12 +338,14 @@ JOBS = {
     "launches": measure_launches,
     "surface": measure_surface,
     "time": measure_times,
+    "hooks": measure_hooks,
     **{f"memory/{name}/{steps}": partial(measure_memory, name=name, steps=steps) for name, steps in MEMORY},
 }
 
 
 def is_done(job: str, cells: dict[str, Any]) -> bool:
     last = {"time": f"time/{PAIRS - 1}", "launches": f"launches/{INSTALLED[-1]}/bfloat16"}
+    last["hooks"] = "hooks/capture+hrv"
     return last.get(job, job) in cells
 
 
@@ -339,7 +383,9 @@ def _time(cells: dict[str, Any], name: str) -> str:
     if name == "plain":
         return f"{median(each['cpu_s']['plain'] for each in rounds):.1f} s"
     ratios = [each["cpu_s"][name] / each["cpu_s"]["plain"] for each in rounds]
-    return f"× {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+    shown = f"× {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+    hooks = cells.get(f"hooks/{name}")
+    return f"{shown}; in hooks {median(hooks):.1%}" if hooks else shown
 
 
 def _image(cells: dict[str, Any], name: str) -> str:
@@ -372,7 +418,9 @@ def _launches(cells: dict[str, Any], name: str) -> tuple[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="a narrow model, to see that it works")
-    parser.add_argument("--only", default="", help="the jobs that begin with this: launches, surface, time or memory")
+    parser.add_argument(
+        "--only", default="", help="the jobs that begin with this: launches, surface, time, hooks or memory"
+    )
     parser.add_argument("--job", choices=JOBS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     path = ROOT / ("runs/benchmarks/small.json" if given.small else "tests/benchmarks/results.json")
