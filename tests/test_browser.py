@@ -72,6 +72,7 @@ def test_a_page_loads_and_fits_a_phone(page: Page, root: str, name: str) -> None
 def test_a_chapter_has_figures_in_both_themes_and_fits_a_phone(page: Page, root: str, name: str) -> None:
     open_page(page, f"{root}{name}.html")
     assert page.locator(".plotly-figure .main-svg").count() > 0
+    assert all(page.locator(".plotly-figure").evaluate_all("figures => figures.map(figure => figure.ariaLabel)"))
     colour = "getComputedStyle(document.querySelector('.plotly-figure text')).fill"
     before = page.evaluate(colour)
     page.evaluate("document.documentElement.dataset.theme = 'dark'")

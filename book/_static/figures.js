@@ -27,6 +27,12 @@
     return layout;
   }
 
+  /** For who does not see it: the title, and what is drawn over what. */
+  function described({ title, xaxis, yaxis }) {
+    const [what, x, y] = [title, xaxis?.title, yaxis?.title].map((each) => each?.text?.replace(/<[^>]*>/g, " "));
+    return [what, x && y && `${y} over ${x}`].filter(Boolean).join(": ");
+  }
+
   function draw(box, figure) {
     const layout = themed(figure, box.clientWidth);
     return Plotly.react(box.querySelector(".plotly-canvas"), figure.data, layout, { displaylogo: false });
@@ -38,6 +44,8 @@
       const canvas = document.createElement("div");
       canvas.className = "plotly-canvas";
       box.append(canvas);
+      box.role = "figure";
+      box.ariaLabel = described(figure.layout);
       return [box, figure];
     });
     const drawAll = () => figures.forEach(([box, figure]) => draw(box, figure));
