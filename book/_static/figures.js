@@ -30,7 +30,7 @@
   /** For who does not see it: the title, and what is drawn over what. */
   function described({ title, xaxis, yaxis }) {
     const [what, x, y] = [title, xaxis?.title, yaxis?.title].map((each) => each?.text?.replace(/<[^>]*>/g, " "));
-    return [what, x && y && `${y} over ${x}`].filter(Boolean).join(": ");
+    return [what, x && y ? `${y} over ${x}` : (x ?? y)].filter(Boolean).join(": ");
   }
 
   function draw(box, figure) {
