@@ -59,7 +59,7 @@ def watched_page(context: BrowserContext, root: str) -> Iterator[Page]:
     yield page
     found = list(trouble)  # what closing breaks off is no trouble
     page.close()
-    assert found == []
+    assert not found, found
 
 
 def expect_no_overflow(page: Page) -> None:

@@ -1,5 +1,6 @@
 // Between require.js and embed-amd.js: widget scripts, and the fonts of html-manager, lie in vendor/.
-requirejs.config({ baseUrl: new URL("vendor/", document.currentScript.src).href });
+// A slow machine is waited for: by default a script that takes more than 7 seconds counts as missing.
+requirejs.config({ baseUrl: new URL("vendor/", document.currentScript.src).href, waitSeconds: 0 });
 
 // The widgets typeset their labels by MathJax 2's queue; the pages carry MathJax 3.
 window.addEventListener("load", () => {
