@@ -74,7 +74,10 @@ def test_a_page_loads_and_fits_a_phone(page: Page, root: str, name: str) -> None
 def test_a_page_loads_over_http(browser: Browser, book: Path, name: str) -> None:
     with address(book, "http") as root, browser.new_context() as context, watched_page(context, root) as page:
         open_page(page, f"{root}{name}.html")
-        assert page.locator("h1, h2").count() > 0
+        rules = "[...document.styleSheets].flatMap(sheet => [...sheet.cssRules]).map(rule => rule.cssText).join()"
+        fonts = re.findall(r"/(vendor/@jupyter-widgets/[\w./-]+\.woff2)", page.evaluate(rules)) if "01" in name else []
+        assert all((book / "_static" / font).exists() for font in fonts)
+        assert bool(fonts) == ("01" in name)
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
