@@ -57,9 +57,8 @@ def watched_page(context: BrowserContext, root: str) -> Iterator[Page]:
     page.on("requestfailed", lambda request: trouble.append(f"failed: {request.url}"))
     page.on("request", lambda r: None if r.url.startswith(own) else trouble.append(f"outside: {r.url}"))
     yield page
-    found = list(trouble)  # what closing breaks off is no trouble
     page.close()
-    assert not found, found
+    assert not trouble, trouble
 
 
 def expect_no_overflow(page: Page) -> None:

@@ -1,4 +1,4 @@
-"""The book in Chromium with the network cut, from files, and a page of each kind over http:// too."""
+"""The book in Chromium with the network cut, over http:// and from files."""
 
 import base64
 import json
@@ -21,16 +21,16 @@ CHAPTERS = [page for page in pages() if page.startswith("notebooks/")]
 EXPLORED = [page for page in CHAPTERS if page < "notebooks/07"]  # those with explorers
 
 
-@pytest.fixture(scope="module")
-def root(book: Path) -> Iterator[str]:
+@pytest.fixture(scope="module", params=["http", "file"])
+def root(request: pytest.FixtureRequest, book: Path) -> Iterator[str]:
     """Address of the book, ending in a slash."""
-    with address(book, "file") as root:
+    with address(book, request.param) as root:
         yield root
 
 
 @pytest.fixture(scope="module")
 def context(browser: Browser, root: str) -> Iterator[BrowserContext]:
-    """One for all pages, so that the shared scripts are read once, as for a reader."""
+    """One for all pages of an address, so that the shared scripts are read once, as for a reader."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
     yield context
     context.close()
@@ -68,16 +68,13 @@ def test_a_page_loads_and_fits_a_phone(page: Page, root: str, name: str) -> None
     expect_no_overflow(page)
 
 
-@pytest.mark.parametrize(
-    "name", ["book/method", "notebooks/01_head_relevance", "notebooks/04_mouse_diagnosis", "search"]
-)
-def test_a_page_loads_over_http(browser: Browser, book: Path, name: str) -> None:
-    with address(book, "http") as root, browser.new_context() as context, watched_page(context, root) as page:
-        open_page(page, f"{root}{name}.html")
-        rules = "[...document.styleSheets].flatMap(sheet => [...sheet.cssRules]).map(rule => rule.cssText).join()"
-        fonts = re.findall(r"/(vendor/@jupyter-widgets/[\w./-]+\.woff2)", page.evaluate(rules)) if "01" in name else []
-        assert all((book / "_static" / font).exists() for font in fonts)
-        assert bool(fonts) == ("01" in name)
+def test_the_fonts_of_the_widgets_are_where_they_are_looked_for(page: Page, root: str, book: Path) -> None:
+    open_page(page, f"{root}notebooks/01_head_relevance.html")
+    sheets = "[...document.styleSheets].filter(sheet => !sheet.href)"  # those that the widgets bring
+    rules = page.evaluate(f"{sheets}.flatMap(sheet => [...sheet.cssRules]).map(rule => rule.cssText).join()")
+    fonts = re.findall(r"/(vendor/@jupyter-widgets/[\w./-]+\.woff2)", rules)
+    assert fonts
+    assert all((book / "_static" / font).exists() for font in fonts)
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
