@@ -6,7 +6,7 @@ PIP_ARGS ?=
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 export SELATTN_RUNS := $(CURDIR)/runs
 
-.PHONY: help env book print notebooks lab rehearsal benchmarks test clean
+.PHONY: help env book print notebooks replay lab rehearsal benchmarks test clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -34,17 +34,20 @@ notebooks: env  ## re-execute the committed notebooks that changed, in place (on
 	$(BIN)/selattn run $(NOTEBOOKS) --out runs/notebooks
 	$(BIN)/selattn stabilise $(NOTEBOOKS:notebooks/%=runs/notebooks/%) --out notebooks
 
+replay: env  ## run every committed notebook again: do they print what they printed? (half an hour)
+	$(BIN)/python -m pytest notebooks
+
 lab: env  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
 rehearsal: env  ## the paper's study on a full-size Stable Diffusion v1.4 with random weights, to a built book
 	$(BIN)/python tests/rehearsal.py
 
-test: env  ## lint, types, unit tests, notebooks, book and browser tests
+test: env  ## lint, types, unit tests, notebooks, book and browser tests (`make replay`: all notebooks in full)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 benchmarks: env  ## measure what capture costs (an idle machine, an hour or two; a second run goes on)
 	-$(BIN)/python -m pip install $(PIP_ARGS) -q --no-deps --target runs/peers daam==0.2.0 attention-map-diffusers==1.0.0

@@ -34,11 +34,11 @@ def lean(results: xr.Dataset, sets: xr.DataArray, meanings: Sequence[str], *, le
 def attention_mass(results: xr.Dataset, sets: xr.DataArray) -> xr.DataArray:
     """(image, set) mean attention, in [0, 1], that the heads of each set give to the word: their maps' means over all
     pixels, weighted as `sets` (set, head)."""
-    shares = _rows(results, sets)
+    shares = _rows(results, sets).double()
     shares = shares / shares.sum(dim=1, keepdim=True)
     found = []
     for image in range(results.sizes["image"]):
-        parts = [shares[:, own.tolist()] @ maps.mean(dim=(1, 2)) for own, maps in _native(results, image, 0)]
+        parts = [shares[:, own.tolist()] @ maps.double().mean(dim=(1, 2)) for own, maps in _native(results, image, 0)]
         found.append(torch.stack(parts).sum(dim=0).numpy())
     return xr.DataArray(np.stack(found), {"set": sets["set"].values}, ("image", "set"), name="attention")
 

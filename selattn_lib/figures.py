@@ -568,9 +568,9 @@ def contact_sheet(images: Any, labels: Sequence[str], *, columns: int = 5) -> HT
     if len(images) != len(labels):
         raise ValueError(f"There are {len(labels)} labels for {len(images)} images; one an image is needed.")
     cells = "".join(
-        f'<figure style="margin:0"><img src="{data_uri(image)}" alt="" style="width:100%;display:block">'
-        f'<figcaption style="font-size:.75em;line-height:1.3">{escape(str(label))}</figcaption></figure>'
-        for image, label in zip(images, labels, strict=True)
+        f'<figure style="margin:0"><img src="{data_uri(image)}" alt="Picture: {name}" style="width:100%;display:block">'
+        f'<figcaption style="font-size:.75em;line-height:1.3">{name}</figcaption></figure>'
+        for image, name in zip(images, (escape(str(label)) for label in labels), strict=True)
     )
     grid = f"display:grid;gap:.6em;grid-template-columns:repeat(auto-fill,minmax(max(5.5em,{100 // columns - 3}%),1fr))"
     return HTML(f'<div style="{grid}">{cells}</div>')

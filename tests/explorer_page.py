@@ -12,6 +12,7 @@ import ipywidgets
 import numpy as np
 import xarray as xr
 from ipywidgets.embed import embed_data
+from playwright.sync_api import Locator
 
 from selattn_lib.explore import with_pictures
 
@@ -50,6 +51,12 @@ def write_page(folder: Path, explorers: Sequence[ipywidgets.Widget]) -> Path:
     page = folder / "index.html"
     page.write_text(PAGE.format(state=state, views=views), encoding="utf-8")
     return page
+
+
+def settled(box: Locator) -> None:
+    """Wait until what a change of a setting draws is drawn, and its numbers are there."""
+    box.page.wait_for_timeout(60)  # until the change has come to the view
+    box.locator(".selattn-view[aria-busy=false]").wait_for(timeout=60_000)
 
 
 def _script(kind: str, content: Any) -> str:

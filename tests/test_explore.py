@@ -155,7 +155,7 @@ def test_the_browser_computes_equation_4_and_5(tmp_path, explorer, maps, truth, 
 
 @node
 @pytest.mark.parametrize(
-    "change", [("const A = -0.75", "const A = -0.5"), ("((i + 0.5) * from)", "((i + 0.4) * from)")]
+    "change", [("const A = -0.75", "const A = -0.5"), ("((i * step + 0.5) * from)", "((i * step + 0.4) * from)")]
 )
 def test_another_kernel_would_be_noticed(tmp_path, explorer, maps, truth, rankings, change):
     script = explore.script()
@@ -222,9 +222,9 @@ result.saddle = saddle;
 const table = core.overlayTable(new Uint8Array(fs.readFileSync("palette")), 1);
 result.overlay = Array.from(core.overlay([100, 100], [0, 1], table));
 const colours = [[255, 0, 0], [0, 0, 255]];
-result.leaders = Array.from(core.leaders([100, 100], [[1, 0.5], [0, 0.5]], colours));
+result.leaders = Array.from(core.leaders([100, 100], [[1, 0.5], [0, 0.5]], core.leadersTable(colours)));
 const masks = [[1, 1, 0, 0, 1], [0, 1, 1, 0, 0]];
-result.overlaps = Array.from(core.overlaps([0, 0, 0, 40, 40], masks, colours, [0, 200, 0]));
+result.overlaps = Array.from(core.overlaps([0, 0, 0, 40, 40], masks, core.overlapsTable(colours, [0, 200, 0])));
 result.memberships = core.memberships(masks);
 result.sampled = core.sampled(Array.from({ length: 15 }, (_, i) => i), 3, 5, 2);
 """
@@ -250,6 +250,16 @@ result.heats = [[0, 2, 4], [0, 2, 4, 5], [2], [2, 3, 7]].map((chosen) =>
 """
     for cached, fresh in run_in_node(tmp_path, explorer.view, body)["heats"]:
         assert cached == fresh
+
+
+@node
+def test_what_is_drawn_of_a_heat_map_is_every_second_pixel_of_it(tmp_path, explorer):
+    body = """
+const [full, drawn] = [1, 2].map((step) => core.heatmap(load(0), [2, 5, 7], height, width, new Map(), step));
+result.heats = [[...core.sampled(full, height, width, 2)], [...drawn]];
+"""
+    sampled, drawn = np.array(run_in_node(tmp_path, explorer.view, body)["heats"])
+    np.testing.assert_allclose(drawn, (sampled - sampled.min()) / np.ptp(sampled), atol=1e-6)
 
 
 @node

@@ -269,6 +269,7 @@ def test_contact_sheet_holds_every_picture_with_its_label():
     sources, captions = re.findall(r'src="([^"]+)"', page), re.findall(r"<figcaption[^>]*>(.*?)</figcaption>", page)
     assert [decode(source)[0, 0, 0] for source in sources] == pytest.approx(30 * np.arange(7), abs=3)
     assert captions == [f"word &lt;{i}&gt;" for i in range(7)]
+    assert re.findall(r'alt="Picture: (.*?)"', page) == captions
     with pytest.raises(ValueError, match="6 labels for 7 images"):
         figures.contact_sheet(images, labels[:6])
 

@@ -67,7 +67,7 @@ def test_draw_and_explain_then_read_the_choice_in_the_next_cell(browser: Browser
         button = page.get_by_role("button", name="Draw and explain")
         expect(button).to_be_visible(timeout=120_000)
         button.click()
-        page.wait_for_selector(".selattn-view[data-update-ms]", timeout=120_000)
+        page.wait_for_selector(".selattn-view[data-draw-ms]", timeout=120_000)
         k = page.locator('.noUi-handle[aria-label="Heads k"]').first
         k.press("Home")
         for _ in range(6):

@@ -117,22 +117,19 @@ export function aggregationView(scene, redraw) {
   const worker = curveWorker(scene, redraw);
   const ranks = Object.fromEntries(scene.concepts.map((name) => [name, ranksOf(scene.rankings[name])]));
 
-  function update(level) {
+  function draw(level) {
     const { shown } = scene;
     const concept = scene.concepts[get("concept_0")];
     const method = METHODS[get("method")];
     const heads = chooseHeads(method, get("k"), scene.rankings[concept], scene.randomOrder);
-    const heat = scene.heatOf(0, heads);
-    const measured = scene.measure(heat, level);
-    scene.paintHeat(chosen, heat, level);
+    scene.paintHeat(chosen, scene.drawnHeatOf(0, heads), level);
+    scene.paintAll(all, level);
     const title = {
       "top k": `Top ${heads.length} heads for ${concept}`,
       "bottom k": `Bottom ${heads.length} heads for ${concept}`,
       "random k": `${heads.length} random heads`,
       "all heads": `All ${nHeads} heads`,
     }[method];
-    scene.describe(chosen, title, measured.text);
-    const daam = scene.paintAll(all, level);
     if (picture.item !== shown) {
       picture.item = shown;
       scene.paintImage(picture, shown.photo);
@@ -146,8 +143,15 @@ export function aggregationView(scene, redraw) {
       `${heads.length} of ${nHeads} heads`,
     );
     curve.node.hidden = !shown.truths.length;
+    return () => tell(level, concept, method, heads, title);
+  }
+
+  function tell(level, concept, method, heads, title) {
+    const measured = scene.measure(scene.heatOf(0, heads), level);
+    scene.describe(chosen, title, measured.text);
+    const daam = scene.measureAll(all);
     const lead = `${title}, threshold ${level.toFixed(2)}: ${measured.text}; all ${nHeads} heads: ${daam.text}`;
-    if (!shown.truths.length) return lead;
+    if (!scene.shown.truths.length) return lead;
     curve.update(worker.curves(concept, method, level), method, get("k"), measured.ious[0], daam.ious[0]);
     const gain = measured.ious[0] - daam.ious[0];
     return `${lead} (difference ${gain < 0 ? "−" : "+"}${Math.abs(gain).toFixed(3)})`;
@@ -155,5 +159,5 @@ export function aggregationView(scene, redraw) {
 
   const panels = [picture, chosen, all, curve, grid].map((part) => part.node);
   const lines = [["white", "edge of the mask: heat above the threshold"], ["dashes", "true outline"]];
-  return { panels, lines, settings: ["k", "method", "concept_0"], update, stop: worker.stop };
+  return { panels, lines, settings: ["k", "method", "concept_0"], draw, stop: worker.stop };
 }

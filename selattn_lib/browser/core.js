@@ -40,15 +40,16 @@ export function decodeMask(bytes, index, pixels) {
   return Uint8Array.from({ length: pixels }, (_, i) => (bytes.getUint8(start + (i >> 3)) >> (i & 7)) & 1);
 }
 
-/** Four sources and weights of each target position: torch's bicubic, align_corners=False, A = -0.75. */
-export function bicubicTaps(from, to) {
+/** Four sources and weights of every `step`-th of `to` positions: torch's bicubic, align_corners=False, A = -0.75. */
+export function bicubicTaps(from, to, step = 1) {
   const A = -0.75;
   const near = (t) => ((A + 2) * t - (A + 3)) * t * t + 1;
   const far = (t) => ((A * t - 5 * A) * t + 8 * A) * t - 4 * A;
-  const index = new Int32Array(4 * to);
-  const weight = new Float32Array(4 * to);
-  for (let i = 0; i < to; i++) {
-    const position = ((i + 0.5) * from) / to - 0.5;
+  const count = Math.ceil(to / step);
+  const index = new Int32Array(4 * count);
+  const weight = new Float32Array(4 * count);
+  for (let i = 0; i < count; i++) {
+    const position = ((i * step + 0.5) * from) / to - 0.5;
     const first = Math.floor(position);
     const t = position - first;
     weight.set([far(t + 1), near(t), near(1 - t), far(2 - t)], 4 * i);
@@ -58,17 +59,21 @@ export function bicubicTaps(from, to) {
 }
 
 const tapsCache = new Map();
-function taps(from, to) {
-  const key = `${from}>${to}`;
-  if (!tapsCache.has(key)) tapsCache.set(key, bicubicTaps(from, to));
+function taps(from, to, step) {
+  const key = `${from}>${to}/${step}`;
+  if (!tapsCache.has(key)) tapsCache.set(key, bicubicTaps(from, to, step));
   return tapsCache.get(key);
 }
 
-/** Add to `out` (height, width) the map {height, width, values}, upsampled: first along x, then along y. */
-export function addUpsampled(out, height, width, map) {
-  const { index: columns, weight: across } = taps(map.width, width);
-  const { index: rows, weight: down } = taps(map.height, height);
+/**
+ * Add to `out` the map {height, width, values}, upsampled to (height, width): first along x, then along y. Of the
+ * pixels every `step`-th of every `step`-th row is made.
+ */
+export function addUpsampled(out, height, width, map, step = 1) {
+  const { index: columns, weight: across } = taps(map.width, width, step);
+  const { index: rows, weight: down } = taps(map.height, height, step);
   const { values } = map;
+  [height, width] = [rows.length / 4, columns.length / 4];
   const wide = new Float32Array(map.height * width);
   for (let y = 0; y < map.height; y++) {
     const from = y * map.width;
@@ -108,26 +113,32 @@ function normaliseInto(to, from) {
 
 /**
  * Heat map (Eq. 2, Eq. 4) of the chosen heads: maps of equal grids are summed, then upsampled. A `cache` (a Map) keeps
- * the upsampled sum of each grid, so that only those are made again whose heads are others than last time.
+ * the upsampled sum of each grid, so that only those are made again whose heads are others than last time. With a
+ * `step`, every `step`-th pixel of every `step`-th row, normalised among themselves.
  */
-export function heatmap(heads, chosen, height, width, cache = new Map()) {
+export function heatmap(heads, chosen, height, width, cache = new Map(), step = 1) {
+  const pixels = Math.ceil(height / step) * Math.ceil(width / step);
   const groups = new Map();
   for (const number of chosen) {
     const { height: h, width: w } = heads[number];
-    groups.set(`${h}x${w}`, [...(groups.get(`${h}x${w}`) ?? []), number]);
+    const grid = `${h}x${w}`;
+    if (!groups.has(grid)) groups.set(grid, []);
+    groups.get(grid).push(number);
   }
-  const total = new Float32Array(height * width);
+  const parts = [];
   for (const [grid, numbers] of groups) {
     const name = numbers.join();
     if (cache.get(grid)?.name !== name) {
       const sum = { ...heads[numbers[0]], values: new Float32Array(heads[numbers[0]].values.length) };
       for (const number of numbers) addTo(sum.values, heads[number].values);
-      const heat = new Float32Array(height * width);
-      addUpsampled(heat, height, width, sum);
+      const heat = new Float32Array(pixels);
+      addUpsampled(heat, height, width, sum, step);
       cache.set(grid, { name, heat });
     }
-    addTo(total, cache.get(grid).heat);
+    parts.push(cache.get(grid).heat);
   }
+  const total = parts.length ? parts[0].slice() : new Float32Array(pixels);
+  for (const heat of parts.slice(1)) addTo(total, heat);
   return normaliseInto(total, total);
 }
 
@@ -153,14 +164,24 @@ export function threshold(heat, level) {
   return mask;
 }
 
+/** How many pixels lie in both of two masks of 0 and 1: four bytes at a time, which is what makes a slider fluent. */
+function inBoth(a, b) {
+  const [four, other] = [a, b].map((mask) => new Uint32Array(mask.buffer, mask.byteOffset, mask.length >> 2));
+  let count = 0;
+  for (let i = 0; i < four.length; i++) count += Math.imul(four[i] & other[i], 0x01010101) >>> 24;
+  for (let i = 4 * four.length; i < a.length; i++) count += a[i] & b[i];
+  return count;
+}
+
+/** How many pixels lie in a mask of 0 and 1. */
+export function area(mask) {
+  return inBoth(mask, mask);
+}
+
 /** Intersection over union (Eq. 5) of two masks of 0 and 1; two empty masks agree. */
 export function iou(mask, truth) {
-  let both = 0;
-  let either = 0;
-  for (let i = 0; i < mask.length; i++) {
-    both += mask[i] & truth[i];
-    either += mask[i] | truth[i];
-  }
+  const both = inBoth(mask, truth);
+  const either = area(mask) + area(truth) - both;
   return either ? both / either : 1;
 }
 
@@ -213,13 +234,14 @@ export function* iouCurve(heads, order, truth, thresholds, height, width) {
 export function contour(path, field, height, width, level) {
   const cut = (a, b) => (level - a) / (b - a);
   for (let y = 0; y + 1 < height; y++) {
-    for (let x = 0, i = y * width; x + 1 < width; x++, i++) {
-      const a = field[i]; // an array to take apart would be slow here
-      const b = field[i + 1];
-      const c = field[i + width + 1];
-      const d = field[i + width];
-      const kind = (a > level) | ((b > level) << 1) | ((c > level) << 2) | ((d > level) << 3);
+    let i = y * width;
+    let left = (field[i] > level) | ((field[i + width] > level) << 3); // bits of the corners, from the top left around
+    for (let x = 0; x + 1 < width; x++, i++) {
+      const right = ((field[i + 1] > level) << 1) | ((field[i + width + 1] > level) << 2);
+      const kind = left | right;
+      left = (right >> 1) | ((right << 1) & 8);
       if (kind === 0 || kind === 15) continue;
+      const [a, b, c, d] = [field[i], field[i + 1], field[i + width + 1], field[i + width]];
       const points = []; // crossings of the top, right, bottom and left edges, in this order
       if (a > level !== b > level) points.push([x + cut(a, b), y]);
       if (b > level !== c > level) points.push([x + 1, y + cut(b, c)]);
@@ -235,29 +257,39 @@ export function contour(path, field, height, width, level) {
   return path;
 }
 
-/** Colours, as 32 bits, of each heat (0 to 255) over each grey (0 to 255): `palette` holds 256 RGB colours. */
-export function overlayTable(palette, opacity) {
-  const bytes = new Uint8Array(4 * 65536);
-  for (let i = 0; i < 65536; i++) {
-    for (let c = 0; c < 3; c++) bytes[4 * i + c] = opacity * palette[3 * (i >> 8) + c] + (1 - opacity) * (i & 255) + 0.5;
-    bytes[4 * i + 3] = 255;
-  }
+/** Colours, as 32 bits, of tints [[red, green, blue], share] over each grey (0 to 255): 256 colours a tint. */
+function tintTable(tints) {
+  const bytes = new Uint8Array(1024 * tints.length);
+  tints.forEach(([colour, share], tint) => {
+    for (let grey = 0, at = 1024 * tint; grey < 256; grey++, at += 4) {
+      for (let c = 0; c < 3; c++) bytes[at + c] = share * colour[c] + (1 - share) * grey + 0.5;
+      bytes[at + 3] = 255;
+    }
+  });
   return new Uint32Array(bytes.buffer);
+}
+
+/** The table of `overlay`: `palette` holds 256 RGB colours. */
+export function overlayTable(palette, opacity) {
+  return tintTable(Array.from({ length: 256 }, (_, i) => [palette.subarray(3 * i, 3 * i + 3), opacity]));
 }
 
 /** RGBA pixels: the picture's lightness (0 to 255) under the heat's colour. */
 export function overlay(grey, heat, table) {
-  const pixels = new Uint32Array(heat.length);
-  for (let i = 0; i < heat.length; i++) pixels[i] = table[(((255 * heat[i] + 0.5) | 0) << 8) | grey[i]];
+  const pixels = new Uint32Array(grey.length);
+  for (let i = 0; i < grey.length; i++) pixels[i] = table[(((255 * heat[i] + 0.5) | 0) << 8) | grey[i]];
   return new Uint8ClampedArray(pixels.buffer);
 }
 
-/**
- * RGBA pixels: the picture's lightness, coloured where one of several heats leads, as strongly as it leads.
- * `colours` holds one [red, green, blue] a heat.
- */
-export function leaders(grey, heats, colours) {
-  return tinted(grey, (i, mix) => {
+/** The table of `leaders`: `colours` holds one [red, green, blue] a heat. */
+export function leadersTable(colours) {
+  return tintTable(colours.flatMap((colour) => Array.from({ length: 256 }, (_, i) => [colour, i / 255])));
+}
+
+/** RGBA pixels: the picture's lightness, coloured where one of several heats leads, as strongly as it leads. */
+export function leaders(grey, heats, table) {
+  const pixels = new Uint32Array(grey.length);
+  for (let i = 0; i < grey.length; i++) {
     let first = 0;
     let second = 0;
     let winner = 0;
@@ -269,45 +301,48 @@ export function leaders(grey, heats, colours) {
         winner = j;
       } else if (value > second) second = value;
     }
-    mix(colours[winner], Math.min(1, 1.5 * (first - second)));
-  });
+    const lead = (255 * Math.min(1, 1.5 * (first - second)) + 0.5) | 0;
+    pixels[i] = table[(winner << 16) | (lead << 8) | grey[i]];
+  }
+  return new Uint8ClampedArray(pixels.buffer);
 }
 
-/** RGBA pixels: the picture's lightness, coloured where one of several masks lies, `shared` where several do. */
-export function overlaps(grey, masks, colours, shared) {
-  return tinted(grey, (i, mix) => {
-    const owner = ownerAt(masks, i);
-    mix(colours[owner] ?? shared, owner < 0 ? 0 : 0.75);
-  });
+/** The table of `overlaps`: one [red, green, blue] a mask, and that of the pixels that several share. */
+export function overlapsTable(colours, shared) {
+  const sets = Array.from({ length: 2 ** colours.length }, (_, set) => set);
+  return tintTable(sets.map((set) => [colours[ownerOf(set)] ?? shared, set ? 0.75 : 0]));
 }
 
-/** RGBA pixels: the picture's lightness, tinted by `tintOf(pixel, mix)`, which calls mix(colour, share). */
-function tinted(grey, tintOf) {
-  const pixels = new Uint8ClampedArray(4 * grey.length);
-  let at = 0;
-  const mix = (colour, share) => {
-    const below = (1 - share) * grey[at >> 2];
-    for (let c = 0; c < 3; c++) pixels[at + c] = share * colour[c] + below;
-    pixels[at + 3] = 255;
-  };
-  for (let i = 0; i < grey.length; i++, at += 4) tintOf(i, mix);
-  return pixels;
+/** RGBA pixels: the picture's lightness, coloured where one of several masks lies, or several do. */
+export function overlaps(grey, masks, table) {
+  const sets = setsOf(masks);
+  const pixels = new Uint32Array(grey.length);
+  for (let i = 0; i < grey.length; i++) pixels[i] = table[(sets[i] << 8) | grey[i]];
+  return new Uint8ClampedArray(pixels.buffer);
 }
 
-/** The number of the mask that pixel `i` lies in; -1 if in none, how many masks there are if in several. */
-function ownerAt(masks, i) {
-  let owner = -1;
-  for (let j = 0; j < masks.length; j++) if (masks[j][i]) owner = owner < 0 ? j : masks.length;
-  return owner;
+/** For each pixel the masks that it lies in, as bits. */
+function setsOf(masks) {
+  const sets = masks[0].slice();
+  for (let j = 1; j < masks.length; j++) {
+    const mask = masks[j];
+    for (let i = 0; i < sets.length; i++) sets[i] |= mask[i] << j;
+  }
+  return sets;
+}
+
+/** The number of the only mask of a set; -1 if there is none or several. */
+function ownerOf(set) {
+  return set && !(set & (set - 1)) ? Math.log2(set) : -1;
 }
 
 /** How many pixels lie in each mask alone, and at the end how many in several. */
 export function memberships(masks) {
+  const pixels = new Uint32Array(2 ** masks.length);
+  const sets = setsOf(masks);
+  for (let i = 0; i < sets.length; i++) pixels[sets[i]]++;
   const counts = new Array(masks.length + 1).fill(0);
-  for (let i = 0; i < masks[0].length; i++) {
-    const owner = ownerAt(masks, i);
-    if (owner >= 0) counts[owner]++;
-  }
+  for (let set = 1; set < pixels.length; set++) counts[ownerOf(set) < 0 ? masks.length : ownerOf(set)] += pixels[set];
   return counts;
 }
 

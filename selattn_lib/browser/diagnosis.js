@@ -5,38 +5,47 @@ export function diagnosisView(scene) {
   const colours = CONCEPT_COLOURS.slice(0, get("n_concepts"));
   const [picture, all, overlapping, lead] = ["picture", "all", "overlap", "lead"].map(panel);
   const sets = colours.map(() => panel("chosen"));
+  const whose = overlapsTable(colours.map(rgbOf), rgbOf(SHARED_COLOUR));
+  const stronger = leadersTable(colours.map(rgbOf));
   const grid = headGrid(get("grid"));
   overlapping.reading.classList.add("selattn-keys");
   lead.reading.classList.add("selattn-keys");
   const ranks = Object.fromEntries(scene.concepts.map((name) => [name, ranksOf(scene.rankings[name])]));
 
-  function update(level) {
+  function draw(level) {
     const { shown } = scene;
     const choices = colours.map((colour, i) => {
       const concept = scene.concepts[get(`concept_${i}`)];
       const heads = chooseHeads("top k", get("k"), scene.rankings[concept], scene.randomOrder);
-      const heat = scene.heatOf(i, heads);
-      const measured = scene.measure(heat, level);
-      const edge = { path: scene.paintHeat(sets[i], heat, level, colour), colour };
-      scene.describe(sets[i], `Top ${heads.length} heads for ${concept}`, measured.text);
+      const drawn = scene.drawnHeatOf(i, heads);
+      const edge = { path: scene.paintHeat(sets[i], drawn, level, colour), colour };
       sets[i].title.style.borderColor = colour;
-      return { concept, colour, heads, heat, edge, ...measured };
+      return { concept, colour, heads, drawn, edge };
     });
     scene.paintAll(all, level);
     scene.paintImage(picture, shown.photo, choices.map(({ edge }) => edge));
     scene.describe(picture, "Picture, with the edges", scene.about);
-    showOverlap(choices);
-    showLead(choices);
+    const masks = choices.map(({ drawn }) => threshold(drawn, level));
+    scene.paintPixels(overlapping, overlaps(shown.grey, masks, whose));
+    scene.paintPixels(lead, leaders(shown.grey, choices.map(({ drawn }) => drawn), stronger));
     showGrid(choices);
-    return inWords(choices, level);
+    return () => tell(choices, level);
+  }
+
+  function tell(choices, level) {
+    const measured = choices.map(({ heads }, i) => scene.measure(scene.heatOf(i, heads), level));
+    choices.forEach(({ concept, heads }, i) =>
+      scene.describe(sets[i], `Top ${heads.length} heads for ${concept}`, measured[i].text),
+    );
+    scene.measureAll(all);
+    const masks = measured.map(({ mask }) => mask);
+    describeOverlap(choices, masks);
+    describeLead(choices);
+    return inWords(choices, masks, level);
   }
 
   /** Masks in flat colours: whose a pixel is alone, and which are in several. */
-  function showOverlap(choices) {
-    const masks = choices.map(({ mask }) => mask);
-    const drawn = masks.map((mask) => scene.drawn(mask));
-    const pixels = overlaps(scene.shown.grey, drawn, colours.map(rgbOf), rgbOf(SHARED_COLOUR));
-    scene.paintPixels(overlapping, pixels);
+  function describeOverlap(choices, masks) {
     const shares = memberships(masks).map((count) => percent(count / masks[0].length));
     const keys = choices.map(({ concept, colour }, i) => [colour, `only ${concept} ${shares[i]}`]);
     keys.push([SHARED_COLOUR, `${choices.length > 2 ? "several" : "both"} ${shares.at(-1)}`]);
@@ -45,9 +54,7 @@ export function diagnosisView(scene) {
   }
 
   /** Where each concept's heads see more of the word than the others' do. */
-  function showLead(choices) {
-    const heats = choices.map(({ heat }) => scene.drawn(heat));
-    scene.paintPixels(lead, leaders(scene.shown.grey, heats, colours.map(rgbOf)));
+  function describeLead(choices) {
     const names = choices.map(({ concept }) => concept);
     scene.describe(lead, "Difference: whose map is stronger", names.join(", "));
     lead.reading.replaceChildren(...choices.map(({ concept, colour }) => key(colour, concept)));
@@ -64,11 +71,11 @@ export function diagnosisView(scene) {
     grid.update(colourOf, noteOf, `${lit} of ${nHeads} heads; heads of several concepts in pink`);
   }
 
-  function inWords(choices, level) {
+  function inWords(choices, masks, level) {
     const pairs = choices.flatMap((a, i) =>
-      choices.slice(i + 1).map((b) => {
+      choices.slice(i + 1).map((b, j) => {
         const shared = a.heads.filter((head) => b.heads.includes(head)).length;
-        const overlap = iou(a.mask, b.mask).toFixed(3);
+        const overlap = iou(masks[i], masks[i + 1 + j]).toFixed(3);
         return `${a.concept} and ${b.concept}: ${shared} heads shared, their masks overlap with IoU ${overlap}`;
       }),
     );
@@ -84,5 +91,5 @@ export function diagnosisView(scene) {
   const panels = [picture, ...sets, overlapping, lead, all, grid].map((part) => part.node);
   const lines = [["white", "edge of a mask; a concept's in its colour"], ["dashes", "true outline"]];
   const settings = ["k", ...colours.map((_, i) => `concept_${i}`)];
-  return { panels, lines, settings, update, onWord };
+  return { panels, lines, settings, draw, onWord };
 }

@@ -114,7 +114,7 @@ export function headsView(scene, redraw) {
     });
   }
 
-  function update(level) {
+  function draw(level) {
     const { shown } = scene;
     if (picture.item !== shown) {
       picture.item = shown;
@@ -133,13 +133,19 @@ export function headsView(scene, redraw) {
       cell.tabIndex = number === focus ? 0 : -1;
     });
     fillToolsOnce();
-    const heat = heads.length ? scene.heatOf(0, heads) : new Float32Array(scene.height * scene.width);
-    const measured = scene.measure(heat, level);
-    scene.paintHeat(average, heat, level);
+    scene.paintHeat(average, scene.drawnHeatOf(0, heads), level);
+    scene.paintAll(all, level);
+    scene.paintHeat(own, scene.drawnHeatOf("own", [focus]), level);
+    showRelevance();
+    return () => tell(level, of, order, heads);
+  }
+
+  function tell(level, of, order, heads) {
+    const measured = scene.measure(scene.heatOf(0, heads), level);
     const title = `Average of the ${heads.length} heads ${get("picked") ? "picked" : of}`;
     scene.describe(average, title, measured.text);
-    const daam = scene.paintAll(all, level);
-    showOwn(level);
+    const daam = scene.measureAll(all);
+    describeOwn(level);
     const first = order.slice(0, N_LISTED).map((number) => nameOf[number]);
     const lead = `${title}, threshold ${level.toFixed(2)}: ${measured.text}; all ${nHeads} heads: ${daam.text}.`;
     return `${lead} Heads ${of}: ${first.join("; ")} …`;
@@ -162,16 +168,18 @@ export function headsView(scene, redraw) {
     return known.sort((a, b) => (b.score ?? 0) - (a.score ?? 0) || a.rank - b.rank);
   }
 
-  function showOwn(level) {
+  function describeOwn(level) {
     const heat = scene.heatOf("own", [focus]);
     const measured = scene.measure(heat, level);
-    scene.paintHeat(own, heat, level);
     const shares = scene.shown.truths.map((truth, i) => {
       const name = scene.shown.regions[i] === "truth" ? "the object" : scene.shown.regions[i];
       return `${attentionShare(heat, truth).toFixed(2)} × as strong on ${name}`;
     });
     const { height, width } = scene.shown.heads[focus];
     scene.describe(own, nameOf[focus], [`${height} × ${width}`, measured.text, ...shares].join(", "));
+  }
+
+  function showRelevance() {
     const best = relevances[focus].slice(0, N_LISTED);
     const longest = Math.max(...best.map(({ score }) => score ?? 0), 1);
     relevant.replaceChildren(
@@ -198,5 +206,5 @@ export function headsView(scene, redraw) {
   gridNode.append(element("div", { class: "selattn-title" }, "The heads"), tools, grid, element("figcaption", {}, hint));
   const lines = [["white", "edge of the mask"], ["dashes", "true outline"], ["picked", "head that is picked"]];
   const handlers = { picked: redraw, k: rankAgain, concept_0: rankAgain };
-  return { panels: [gridNode, side], lines, settings: [], handlers, update };
+  return { panels: [gridNode, side], lines, settings: [], handlers, draw };
 }

@@ -111,32 +111,36 @@ export class Scene {
     const heads = decodeHeads(this.get("maps"), this.get("grids"), number, item.shift);
     const truths = item.regions.map((_, i) => decodeMask(this.get("truth"), item.mask + i, height * width));
     const all = heatmap(heads, this.randomOrder, height, width);
-    this.shown = { number, photo, grey, heads, truths, all, regions: item.regions, heats: new Map() };
+    const drawnAll = this.drawn(all);
+    this.shown = { number, photo, grey, heads, truths, all, drawnAll, regions: item.regions, heats: new Map() };
     this.shown.outlines = this.outlines(truths);
     return true;
   }
 
-  /** The heat of some heads; that of each `slot` is kept while its heads stay the same. */
-  heatOf(slot, heads) {
+  /** The heat of some heads, every pixel of it; that of each `slot` is kept while its heads stay the same. */
+  heatOf(slot, heads, step = 1) {
     const { heats } = this.shown;
-    const name = heads.join();
-    const { cache = new Map(), name: last, heat } = heats.get(slot) ?? {};
+    const [key, name] = [`${slot}/${step}`, heads.join()];
+    const { cache = new Map(), name: last, heat } = heats.get(key) ?? {};
     if (last === name) return heat;
-    const made = heatmap(this.shown.heads, heads, this.height, this.width, cache);
-    heats.set(slot, { cache, name, heat: made });
+    const made = heatmap(this.shown.heads, heads, this.height, this.width, cache, step);
+    heats.set(key, { cache, name, heat: made });
     return made;
+  }
+
+  /** As much of it as is drawn, which takes a part of the time. */
+  drawnHeatOf(slot, heads) {
+    return this.heatOf(slot, heads, this.step);
   }
 
   /** A mask, its IoU with each region, its share of the picture, and these numbers in words. */
   measure(heat, level) {
     const mask = threshold(heat, level);
     const ious = this.shown.truths.map((truth) => iou(mask, truth));
-    let area = 0;
-    for (let i = 0; i < mask.length; i++) area += mask[i];
-    area /= mask.length;
+    const share = area(mask) / mask.length;
     const named = this.shown.regions.map((region, i) => [region === "truth" ? "IoU" : `IoU with ${region}`, ious[i]]);
     const parts = named.map(([name, value]) => `${name} ${value.toFixed(3)}`);
-    return { mask, ious, area, text: [...parts, `${percent(area)} of the picture`].join(", ") };
+    return { mask, ious, share, text: [...parts, `${percent(share)} of the picture`].join(", ") };
   }
 
   /** As much of an array (height, width) as is drawn. */
@@ -144,14 +148,14 @@ export class Scene {
     return sampled(field, this.height, this.width, this.step);
   }
 
-  edge(field, level) {
-    return contour(new Path2D(), this.drawn(field), this.rows, this.columns, level);
+  edge(drawn, level) {
+    return contour(new Path2D(), drawn, this.rows, this.columns, level);
   }
 
-  /** Draw the picture under a heat, the truth's outlines and the edge at the threshold; returns the edge. */
-  paintHeat(target, heat, level, colour = "#ffffff") {
-    const path = this.edge(heat, Math.fround(level));
-    this.paintPixels(target, overlay(this.shown.grey, this.drawn(heat), this.table), [{ path, colour }]);
+  /** Draw the picture under a drawn heat, the truth's outlines and the edge at the threshold; returns the edge. */
+  paintHeat(target, drawn, level, colour = "#ffffff") {
+    const path = this.edge(drawn, Math.fround(level));
+    this.paintPixels(target, overlay(this.shown.grey, drawn, this.table), [{ path, colour }]);
     return path;
   }
 
@@ -193,7 +197,7 @@ export class Scene {
     const canvas = element("canvas");
     const context = this.context(canvas);
     context.clip(this.stripes()); // marching squares give short pieces, which setLineDash would start anew
-    for (const mask of masks) this.stroke(context, { path: this.edge(mask, 0.5), colour: "#ffffff" });
+    for (const mask of masks) this.stroke(context, { path: this.edge(this.drawn(mask), 0.5), colour: "#ffffff" });
     return canvas;
   }
 
@@ -218,12 +222,18 @@ export class Scene {
     target.canvas.setAttribute("aria-label", `${this.about}, ${title}: ${reading}`);
   }
 
-  /** The map of all heads, drawn again only if it or the threshold is another. */
+  /** Draw the map of all heads, if it or the threshold is another. */
   paintAll(target, level) {
     const { shown } = this;
-    if (target.item !== shown || target.level !== level) {
-      Object.assign(target, { item: shown, level, measured: this.measure(shown.all, level) });
-      this.paintHeat(target, shown.all, level);
+    if (target.item === shown && target.level === level) return;
+    Object.assign(target, { item: shown, level, measured: null });
+    this.paintHeat(target, shown.drawnAll, level);
+  }
+
+  /** Its numbers. */
+  measureAll(target) {
+    if (!target.measured) {
+      target.measured = this.measure(this.shown.all, target.level);
       this.describe(target, `All ${this.nHeads} heads (DAAM)`, target.measured.text);
     }
     return target.measured;

@@ -19,20 +19,32 @@ function mount(model, el) {
   body.append(...view.panels);
   el.replaceChildren(status, body, bar.node);
 
+  // A change of a setting is drawn in one frame; the numbers, which need every pixel, follow at once.
   let frame = null;
+  let numbers = null;
+  let loading = 0;
   function schedule() {
+    el.ariaBusy = "true";
     frame ??= requestAnimationFrame(() => {
       frame = null;
       if (!scene.shown) return;
       const started = performance.now();
       const level = model.get("threshold");
-      status.textContent = view.update(level);
+      const tell = view.draw(level);
       bar.move(level);
-      el.dataset.updateMs = (performance.now() - started).toFixed(1);
+      const drawn = performance.now() - started;
+      clearTimeout(numbers);
+      numbers = setTimeout(() => {
+        status.textContent = tell();
+        el.dataset.drawMs = drawn.toFixed(1);
+        el.ariaBusy = String(frame !== null || loading > 0);
+      });
     });
   }
   const load = async () => {
-    if (await scene.load()) schedule();
+    el.ariaBusy = "true";
+    loading++;
+    if (await scene.load().finally(() => loading--)) schedule();
   };
   const onWord = () => {
     view.onWord?.();
@@ -46,6 +58,7 @@ function mount(model, el) {
   return () => {
     view.stop?.();
     clearTimeout(naming);
+    clearTimeout(numbers);
     if (frame !== null) cancelAnimationFrame(frame);
     for (const [name, handler] of Object.entries(handlers)) model.off(`change:${name}`, handler);
   };
