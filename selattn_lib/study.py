@@ -190,11 +190,14 @@ class Stored(BaseModel):
             yield from ((units, self.computed(units)) for units in batches)
             return
         try:
+            import dask.config
             from distributed import Client, as_completed
         except ImportError as error:
             raise ImportError(f"workers={workers!r} needs dask: pip install 'selattn_lib[cluster]'") from error
         local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
-        with Client(**local) if isinstance(workers, int) else Client(workers) as client:
+        # Two processes of threads that spin while they wait for each other would be ten times as slow as one.
+        patient = {"distributed.nanny.pre-spawn-environ.OMP_WAIT_POLICY": "PASSIVE"}
+        with dask.config.set(patient), Client(**local) if isinstance(workers, int) else Client(workers) as client:
             job = {"kind": type(self), "fields": self.model_dump_json(), "threads": torch.get_num_threads()}
             yield from (found for _, found in as_completed(client.map(_on_worker, batches, **job), with_results=True))
 
