@@ -416,9 +416,10 @@ def iou_by_k(
             figure.add_scatter(
                 x=numbers + numbers[::-1],
                 y=_short(np.concatenate([values[:, 1], values[::-1, 2]])),
+                mode="lines",
+                line={"width": 0},
                 fill="toself",
                 fillcolor=_transparent(colour, 0.18),
-                line={"width": 0},
                 hoverinfo="skip",
                 legendgroup=name,
                 showlegend=False,
@@ -627,8 +628,8 @@ def interval_lines(
         if values.shape[1] == 3:
             ends = _short(np.concatenate([values[:, 1], values[::-1, 2]]))
             figure.add_scatter(
-                x=places + places[::-1], y=ends, fill="toself", fillcolor=_transparent(colour, 0.18),
-                line={"width": 0}, hoverinfo="skip", legendgroup=name, showlegend=False,
+                x=places + places[::-1], y=ends, mode="lines", line={"width": 0}, fill="toself",
+                fillcolor=_transparent(colour, 0.18), hoverinfo="skip", legendgroup=name, showlegend=False,
             )  # fmt: skip
         figure.add_scatter(
             x=places, y=_short(values[:, 0]), name=name, legendgroup=name, line={"color": colour, "width": 2},

@@ -315,6 +315,7 @@ def test_interval_lines_have_a_band_each_and_levels():
     names = [trace.name for trace in figure.data if trace.name]
     assert names == ["random", "top", "bare", "all 0.300"] and len(figure.data) == 6
     assert figure.data[2].y[-1] == 0.6 or 0.6 in figure.data[2].y
+    assert all(trace.mode == "lines" for trace in figure.data if trace.fill)  # no dots at the ends of a short band
     assert figure.layout.xaxis.type == "log" and list(figure.data[-1].x) == [1, 100]
     with pytest.raises(ValueError, match="'top' has 2 places"):
         figures.interval_lines({"top": ([1, 2], np.ones((3, 3)))}, x="k")

@@ -44,7 +44,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from tiny_sd import WORDS, build_pipeline, word_tokenizer  # noqa: E402
 
 PROMPT, WORD, TOKEN = "photo of a bear", "bear", 4  # the word's place in the text
-PAIRS = 11
+PAIRS = 7
 LAYERS = 16
 # So that peaks are those of memory in use: glibc hands freed blocks back to the system at once.
 HAND_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
