@@ -47,7 +47,7 @@ test: env  ## lint, types, unit tests, notebooks, book and browser tests (`make 
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # threads of two processes would wait for each other
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2  # threads of two processes would wait for each other
 
 benchmarks: env  ## measure what capture costs (an idle machine, an hour or two; a second run goes on)
 	-$(BIN)/python -m pip install $(PIP_ARGS) -q --no-deps --target runs/peers daam==0.2.0 attention-map-diffusers==1.0.0

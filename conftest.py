@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,19 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
     """Figures hold numbers to the last digit, which differs between CPUs: nbval compares what is printed."""
     if hasattr(collector, "skip_compare"):
         collector.skip_compare += ("application/vnd.plotly.v1+json", "text/html", "stderr")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file goes to one worker, and all that runs notebooks to one: they share studies, and would wait for them."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class NotebooksTogether(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "notebooks" if "notebooks" in file else file
+
+    return NotebooksTogether(config, log)
 
 
 @pytest.fixture(scope="session")
