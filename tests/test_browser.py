@@ -87,7 +87,7 @@ def test_the_fonts_of_the_widgets_are_where_they_are_looked_for(page: Page, root
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
-def test_a_chapter_has_figures_in_both_themes_and_fits_a_phone(page: Page, root: str, name: str) -> None:
+def test_a_chapter_has_figures_in_both_themes_and_whole_titles_on_a_phone(page: Page, root: str, name: str) -> None:
     open_page(page, f"{root}{name}.html")
     assert page.locator(".plotly-figure .main-svg").count() > 0
     assert all(page.locator(".plotly-figure").evaluate_all("figures => figures.map(figure => figure.ariaLabel)"))
@@ -96,6 +96,12 @@ def test_a_chapter_has_figures_in_both_themes_and_fits_a_phone(page: Page, root:
     page.evaluate("document.documentElement.dataset.theme = 'dark'")
     page.wait_for_function(f"before => {colour} !== before", arg=before)
     expect_no_overflow(page)
+    page.wait_for_function(
+        """() => [...document.querySelectorAll(".plotly-figure :is(.gtitle, .xtitle)")].every((title) => {
+            const [text, room] = [title, title.closest(".main-svg")].map((each) => each.getBoundingClientRect());
+            return room.width < 390 && text.left >= room.left && text.right <= room.right;
+        })"""
+    )
 
 
 @pytest.mark.parametrize("name", EXPLORED)

@@ -217,6 +217,7 @@ def test_processes_give_the_same_bits_and_a_killed_one_costs_its_batch(
     tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("distributed")
+    psutil = pytest.importorskip("psutil")
     tiny_pipe.save_pretrained(tmp_path / "model")
     fields = {"words": ["bear", "cat"], "seeds": 3, "steps": 1, "batch": 1, "segmenter": "emoji-sd"}
     study = Study(model=str(tmp_path / "model"), **fields)
@@ -226,13 +227,14 @@ def test_processes_give_the_same_bits_and_a_killed_one_costs_its_batch(
     def kill() -> None:
         while not (study.folder / "checksums.txt").exists():  # until a batch has come back
             time.sleep(0.02)
-        multiprocessing.active_children()[0].kill()
-        killed.set()
+        worker = multiprocessing.active_children()[0]
+        killed.append(psutil.Process(worker.pid).environ())
+        worker.kill()
 
-    killed = threading.Event()
+    killed: list[dict[str, str]] = []
     threading.Thread(target=kill).start()
     assert study.run(workers=2).identical(serial)
-    assert killed.is_set()
+    assert [environment["OMP_WAIT_POLICY"] for environment in killed] == ["PASSIVE"]
 
 
 @pytest.mark.parametrize("said, wanted", [("0", 0), ("", 0), ("2", 2), ("tcp://node:8786", "tcp://node:8786")])

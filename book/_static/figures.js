@@ -2,6 +2,12 @@
 (() => {
   const ink = { light: ["#222832", "#d8dde3"], dark: ["#ced6dd", "#48566b"] };
 
+  /** plotly breaks no line of a title: one that is longer than its room would lose its ends. */
+  function wrap(title, letters) {
+    const line = new RegExp(`\\S.{0,${Math.max(20, Math.floor(letters))}}(?= |$)`, "g");
+    if (title?.text) title.text = title.text.split("<br>").flatMap((each) => each.match(line)).join("<br>");
+  }
+
   function themed(figure, width) {
     const [text, grid] = ink[document.documentElement.dataset.theme === "dark" ? "dark" : "light"];
     const layout = structuredClone(figure.layout);
@@ -24,6 +30,8 @@
         font.size = (font.size ?? 12) * scale;
       }
     }
+    wrap(layout.title, layout.width / 8);
+    wrap(layout.xaxis?.title, (layout.width - 200) / 6);
     return layout;
   }
 
