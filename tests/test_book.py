@@ -30,6 +30,12 @@ def test_every_page_is_there_and_asks_for_nothing_outside(book: Path, page: str)
         assert not re.match(r"(https?:)?//", attribute), attribute
 
 
+def test_the_way_in_has_an_icon_so_that_no_browser_asks_for_another(book: Path) -> None:
+    html = (book / "index.html").read_text()
+    assert (book / re.search(r'rel="icon" href="([^"]+)"', html)[1]).exists()
+    assert (book / re.search(r"url=([^\"]+)", html)[1]).exists()
+
+
 def test_plotly_is_loaded_where_a_figure_is_and_nowhere_else(book: Path) -> None:
     for page in pages():
         html = (book / f"{page}.html").read_text()

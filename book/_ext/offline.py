@@ -13,6 +13,21 @@ def add_anywidget(app, exception):
         shutil.copyfile(module, Path(app.outdir, "_static/vendor/anywidget.js"))
 
 
+FRONT_DOOR = """<!doctype html>
+<title>{title}</title>
+<link rel="icon" href="_static/{icon}">
+<meta http-equiv="Refresh" content="0; url={page}.html">
+"""
+
+
+def add_front_door(app, exception):
+    """index.html leads to the first page. One without an icon makes browsers ask for a favicon.ico that is not there."""
+    if exception is None and app.builder.name == "html":
+        icon = Path(app.config.html_favicon).name
+        text = FRONT_DOOR.format(title=app.config.html_title or app.config.project, icon=icon, page=app.config.root_doc)
+        Path(app.outdir, "index.html").write_text(text)
+
+
 def drop_duplicate_scripts(app, pagename, templatename, context, doctree):
     """thebe's and togglebutton's scripts are registered twice; a second `const` of a name is an error."""
     # inline scripts have the file name None or "", of which Sphinx sees two different ones
@@ -41,6 +56,7 @@ def move_print(app, exception):
 def setup(app):
     app.connect("html-page-context", prepare_print)
     app.connect("build-finished", add_anywidget)
+    app.connect("build-finished", add_front_door, priority=400)  # before a plainer one is written
     app.connect("build-finished", move_print)
     app.connect("html-page-context", drop_duplicate_scripts, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
