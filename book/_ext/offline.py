@@ -21,7 +21,7 @@ FRONT_DOOR = """<!doctype html>
 
 
 def add_front_door(app, exception):
-    """index.html leads to the first page. One without an icon makes browsers ask for a favicon.ico that is not there."""
+    """index.html leads to the first page. Without an icon on it, browsers ask for a favicon.ico that is not there."""
     if exception is None and app.builder.name == "html":
         icon = Path(app.config.html_favicon).name
         text = FRONT_DOOR.format(title=app.config.html_title or app.config.project, icon=icon, page=app.config.root_doc)
