@@ -11,7 +11,7 @@ from selattn_lib.concepts import load_concepts
 from selattn_lib.emoji.art import glyphs, load_art
 from selattn_lib.emoji.quality import without_background
 from selattn_lib.emoji.report import concept_similarity
-from selattn_lib.emoji.scenes import AMBIGUOUS, BENCHMARK, SIZE, SIZES, compose, drawings
+from selattn_lib.emoji.scenes import AMBIGUOUS, BENCHMARK, GRID, SIZE, SIZES, USUAL, _place, compose, drawings
 from selattn_lib.emoji.segmenter import KEYS, Reading, jitter, labels, logits, new_segmenter
 from selattn_lib.emoji.text import new_tokenizer, vocabulary
 from selattn_lib.emoji.train import LATENT_CHANNELS, LatentBasis, new_autoencoder, new_unet
@@ -83,13 +83,19 @@ def test_objects_sit_off_centre_and_vary_in_size() -> None:
     assert centre.std(0).min() > 8 and masks.mean((1, 2)).std() > 0.04
 
 
+def test_objects_lie_on_the_grid_and_inside_the_frame() -> None:
+    rng = np.random.default_rng(3)
+    for i in range(200):
+        count = 1 + i % 3
+        picture, corner = _place(rng, KEYS[rng.integers(len(KEYS))], i % count, count, USUAL[count])
+        assert all(at % GRID == 0 and 0 <= at <= SIZE - side for at, side in zip(corner, picture.size, strict=True))
+
+
 def test_a_caption_of_size_is_true() -> None:
     scenes = [scene(8, i, words=[("Shape", "circle")]) for i in range(300)]
-    width = {
-        name: [s.masks[0].any(0).sum() / SIZE for s in scenes if f"a {name} circle" in s.caption] for name in SIZES
-    }
-    for name, (low, high) in SIZES.items():
-        assert width[name] and low - 0.03 <= min(width[name]) and max(width[name]) <= high + 0.03, name
+    for name, cells in SIZES.items():
+        width = [s.masks[0].any(0).sum() / GRID for s in scenes if f"a {name} circle" in s.caption]
+        assert width and min(cells) - 0.5 <= min(width) and max(width) <= max(cells), name
 
 
 def test_the_tokenizer_has_one_token_a_word_and_spells_the_rest() -> None:

@@ -93,7 +93,7 @@ def jitter(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def train_segmenter(
-    work: Path, weights: Path, steps: int = 1800, batch: int = 16, count: int = 4500, seed: int = 5
+    work: Path, weights: Path, steps: int = 6000, batch: int = 16, count: int = 12_000, seed: int = 5
 ) -> UNet2DModel:
     """Cross-entropy of outlines and of names; half of each batch are scenes kept in `work`, most of them through the
     autoencoder, half are fresh ones; all blurred and recoloured at random."""

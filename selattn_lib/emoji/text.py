@@ -67,9 +67,8 @@ def train_text_encoder(folder: Path, steps: int = 1200, batch: int = 64, seed: i
     """Distil MiniLM: the end token predicts the caption's embedding, every content word's token that of the word
     with its category. Returns (tokenizer, text_encoder), also saved under `folder`."""
     if (folder / "text_encoder").exists():
-        return CLIPTokenizer.from_pretrained(folder / "tokenizer"), CLIPTextModel.from_pretrained(
-            folder / "text_encoder"
-        )
+        encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        return CLIPTokenizer.from_pretrained(folder / "tokenizer"), encoder
     torch.manual_seed(seed)
     captions = [scene.caption for scene in compose_many(8000, seed)]
     captions += [f"{w}" for ws in load_concepts("emoji-sd").values() for w in ws]

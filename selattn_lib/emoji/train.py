@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from .art import SETS
-from .scenes import compose_many
+from .scenes import compose, compose_many
 from .segmenter import train_segmenter
 from .text import WIDTH, train_text_encoder
 from .training import Checkpoint, Muon, as_tensor, set_rate, split_parameters
@@ -84,7 +84,7 @@ class LatentBasis(nn.Module):
         return F.conv2d(blocks(images), self.matrix[:, :, None, None], -self.offset)
 
 
-def train_autoencoder(work: Path, weights: Path, steps: int = 1100, batch: int = 16, seed: int = 1) -> AutoencoderKL:
+def train_autoencoder(work: Path, weights: Path, steps: int = 5000, batch: int = 16, seed: int = 1) -> AutoencoderKL:
     """The encoder learns the basis, the decoder to draw from (slightly noisy) latents; L1 on pixels and gradients."""
     torch.manual_seed(seed)
     vae = new_autoencoder()
@@ -177,7 +177,7 @@ class TrainingAttention:
         return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
 
-def train_unet(work: Path, weights: Path, steps: int = 9300, batch: int = 16, count: int = 24_000, seed: int = 3):
+def train_unet(work: Path, weights: Path, steps: int = 16_000, batch: int = 24, count: int = 100_000, seed: int = 3):
     """Predict v from noised latents and captions, 10 % of them dropped; constant learning rate, then linearly to 0
     over the last 30 % of `steps`; the average of the weights (EMA) is what ships. Under `torchrun` each process
     trains on its own scenes and gradients are averaged."""
@@ -204,6 +204,9 @@ def train_unet(work: Path, weights: Path, steps: int = 9300, batch: int = 16, co
     start = checkpoint.load()
     model = DistributedDataParallel(unet) if world > 1 else unet
     alphas = new_scheduler().alphas_cumprod
+    often = torch.ones(len(alphas))
+    often[400:950] = 3  # where shapes arise, and the caption tells most
+    often = often.cumsum(0) / often.sum()
     log = work / "unet.csv"  # step, samples seen so far, smoothed loss
     logged = [line for line in _lines(log) if int(line.split(",")[0]) < start]
     seen, running = (float(n) for n in logged[-1].split(",")[1:]) if logged else (0, 1.0)
@@ -216,7 +219,7 @@ def train_unet(work: Path, weights: Path, steps: int = 9300, batch: int = 16, co
         x = latents[rows].float()
         dropped = torch.rand(batch, generator=draw) < 0.1
         text = context[torch.where(dropped, empty, caption_row[rows])]
-        t = ((torch.arange(batch) + torch.rand(batch, generator=draw)) / batch * len(alphas)).long()  # stratified
+        t = torch.searchsorted(often, (torch.arange(batch) + torch.rand(batch, generator=draw)) / batch)  # stratified
         signal, noise_level = (a[:, None, None, None] for a in (alphas[t].sqrt(), (1 - alphas[t]).sqrt()))
         noise = torch.randn(x.shape, generator=draw)
         with torch.autocast("cpu", torch.bfloat16):
@@ -252,10 +255,12 @@ def _latents(work: Path, seed: int, rank: int, count: int) -> tuple[torch.Tensor
     """Latents (image, channel, y, x) and captions of this process's scenes, made once and kept in `work`."""
     path = work / f"latents_{rank}.pt"
     if not path.exists():
-        found = compose_many(count, seed, rank)
-        basis = latent_basis(work)
-        latents = torch.cat([basis(s.image[None]).half() for s in found])
-        torch.save({"latents": latents, "captions": [s.caption for s in found]}, path)
+        basis, latents, captions = latent_basis(work), torch.empty(count, LATENT_CHANNELS, 16, 16).half(), []
+        for i in tqdm(range(count), desc="composing scenes", mininterval=5):  # one by one: the pictures are not kept
+            scene = compose(np.random.default_rng([seed, rank, i]))
+            latents[i] = basis(scene.image[None])[0]
+            captions.append(scene.caption)
+        torch.save({"latents": latents, "captions": captions}, path)
     saved = torch.load(path, weights_only=True)
     return saved["latents"], saved["captions"]
 
