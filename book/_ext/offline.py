@@ -15,16 +15,16 @@ def add_anywidget(app, exception):
 
 FRONT_DOOR = """<!doctype html>
 <title>{title}</title>
-<link rel="icon" href="_static/{icon}">
+<link rel="icon" href="data:,">
 <meta http-equiv="Refresh" content="0; url={page}.html">
 """
 
 
 def add_front_door(app, exception):
-    """index.html leads to the first page. Without an icon on it, browsers ask for a favicon.ico that is not there."""
+    """index.html leads to the first page. Its icon is empty: without one, browsers ask for a favicon.ico that is not
+    there, and one of its own would be broken off on the way."""
     if exception is None and app.builder.name == "html":
-        icon = Path(app.config.html_favicon).name
-        text = FRONT_DOOR.format(title=app.config.html_title or app.config.project, icon=icon, page=app.config.root_doc)
+        text = FRONT_DOOR.format(title=app.config.html_title or app.config.project, page=app.config.root_doc)
         Path(app.outdir, "index.html").write_text(text)
 
 
