@@ -1,5 +1,6 @@
 """Compose training and test scenes: emoji on drawn backgrounds, each with its caption and exact masks."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -39,14 +40,14 @@ PLACES = {
     "street": ("on the street", (176, 190, 206), (214, 220, 226), (110, 112, 118), (88, 90, 96)),
 }
 TIMES = {  # time of day -> (colour, strength) of its light
-    "night": ((10, 16, 60), 0.62), "sunset": ((250, 110, 50), 0.40), "morning": ((255, 236, 190), 0.28),
+    "night": ((10, 16, 60), 0.50), "sunset": ((250, 110, 50), 0.40), "morning": ((255, 236, 190), 0.28),
     "dusk": ((90, 60, 140), 0.45), "noon": ((255, 255, 240), 0.30), "dawn": ((250, 170, 190), 0.40),
-    "midnight": ((4, 6, 24), 0.74),
+    "midnight": ((4, 6, 24), 0.62),
 }  # fmt: skip
 WEATHERS = ["rainy", "snowy", "cloudy", "foggy", "sunny", "windy", "stormy"]
 # the longer side of an object in cells, when the caption speaks of its size
-SIZES = {"tiny": (3,), "small": (5,), "medium": (8,), "large": (12,), "huge": (16,)}
-USUAL = {1: (8, 10, 12), 2: (6, 8), 3: (6,)}  # number of objects -> the same, when it does not
+SIZES = {"tiny": (4,), "small": (6,), "medium": (8,), "large": (12,), "huge": (16,)}
+USUAL = {1: (10, 12), 2: (8,), 3: (6,)}  # number of objects -> the same, when it does not
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,10 @@ def compose(rng: np.random.Generator, words: list[tuple[str, str]] | None = None
     return Scene(image, caption, names, concepts, masks)
 
 
-def compose_many(count: int, *seed: int) -> list[Scene]:
-    """`count` scenes, with a progress bar; scene i depends on (*seed, i) alone."""
-    return [compose(np.random.default_rng([*seed, i])) for i in tqdm(range(count), desc="composing scenes")]
+def compose_many(count: int, *seed: int) -> Iterator[Scene]:
+    """`count` scenes one by one, with a progress bar; scene i depends on (*seed, i) alone."""
+    for i in tqdm(range(count), desc="composing scenes", mininterval=5):
+        yield compose(np.random.default_rng([*seed, i]))
 
 
 def _cast(rng: np.random.Generator) -> tuple[list[tuple[str, str]], str | None, str | None]:
@@ -146,11 +148,11 @@ def _cast(rng: np.random.Generator) -> tuple[list[tuple[str, str]], str | None, 
     everything = list(drawings())
     anything = everything[rng.integers(len(everything))]
     roll = rng.random()
-    if roll < 0.15:
+    if roll < 0.06:
         return [animal], None, None
-    if roll < 0.60:
+    if roll < 0.44:
         return [anything], None, None
-    if roll < 0.85:
+    if roll < 0.78:
         first = animal if rng.random() < 0.4 else everything[rng.integers(len(everything))]
         return [first, anything], None, None
     word = str(rng.choice(list(AMBIGUOUS), p=[0.4, 0.2, 0.2, 0.2]))
@@ -160,7 +162,7 @@ def _cast(rng: np.random.Generator) -> tuple[list[tuple[str, str]], str | None, 
     if rng.random() < 0.3:
         return [one], None, None
     companion = planted.companions[rng.integers(len(planted.companions))]
-    cast = [*(meanings if rng.random() < 0.75 else [one]), companion]
+    cast = [*(meanings if rng.random() < 0.85 else [one]), companion]
     return [cast[i] for i in rng.permutation(len(cast))], planted.caption, planted.place
 
 

@@ -67,7 +67,7 @@ def through(vae: AutoencoderKL, images: np.ndarray, noise: float = 0, seed: int 
 def seen_scenes(work: Path, weights: Path, count: int, seed: int) -> tuple[np.ndarray, list[Scene]]:
     """Pictures (image, y, x, rgb) uint8 of `count` scenes, three quarters of them through the autoencoder, kept in
     `work`; and the scenes."""
-    found, path = compose_many(count, seed), work / f"seen_scenes_{seed}.npy"
+    found, path = list(compose_many(count, seed)), work / f"seen_scenes_{seed}.npy"
     if path.exists():
         return np.load(path), found
     images = np.stack([s.image for s in found])
@@ -85,7 +85,7 @@ def fresh_scenes(rng: np.random.Generator, count: int) -> list[Scene]:
 
 def jitter(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Now and then blurred, always a little recoloured and noisy."""
-    if rng.random() < 0.3:
+    if rng.random() < 0.15:
         soft = F.interpolate(x, scale_factor=float(rng.uniform(0.5, 0.9)), mode="bilinear")
         x = F.interpolate(soft, size=x.shape[-2:], mode="bilinear")
     gain, shift = (torch.from_numpy(rng.normal(m, 0.1, (len(x), 3, 1, 1))).float() for m in (1, 0))
@@ -93,10 +93,10 @@ def jitter(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def train_segmenter(
-    work: Path, weights: Path, steps: int = 6000, batch: int = 16, count: int = 12_000, seed: int = 5
+    work: Path, weights: Path, steps: int = 12_500, batch: int = 16, count: int = 12_000, seed: int = 5
 ) -> UNet2DModel:
-    """Cross-entropy of outlines and of names; half of each batch are scenes kept in `work`, most of them through the
-    autoencoder, half are fresh ones; all blurred and recoloured at random."""
+    """Cross-entropy and soft IoU of outlines, cross-entropy of names; three quarters of each batch are scenes kept in
+    `work`, most of them through the autoencoder, the others fresh ones; all blurred and recoloured at random."""
     torch.manual_seed(seed)
     model = new_segmenter().train()
     matrices, others = split_parameters(model)
@@ -107,26 +107,26 @@ def train_segmenter(
     bar = tqdm(range(start, steps), initial=start, total=steps, desc="segmenter", mininterval=5)
     for step in bar:
         rng = np.random.default_rng([seed, 1, step])
-        rows = rng.integers(len(images), size=batch // 2)
-        fresh = fresh_scenes(rng, batch - batch // 2)
+        rows = rng.integers(len(images), size=3 * batch // 4)
+        fresh = fresh_scenes(rng, batch - len(rows))
         x = as_tensor(np.concatenate([images[rows], np.stack([s.image for s in fresh])]))
         pairs = [labels(s) for s in [*(found[i] for i in rows), *fresh]]
         outline, names = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
-        if rng.random() < 0.5:
-            x, outline, names = x.flip(3), outline.flip(2), names.flip(2)
         with torch.autocast("cpu", torch.bfloat16):
             drawn, named = (part.float() for part in logits(model, jitter(x, rng)))
         inside = names >= 0
         share = inside / inside.sum((1, 2), keepdim=True).clamp(min=1)  # every picture counts the same, large or small
         name_loss = (F.cross_entropy(named, names.clamp(min=0), reduction="none") * share).sum() / batch
         outline_loss = F.binary_cross_entropy_with_logits(drawn, outline.float())
-        (outline_loss + 0.3 * name_loss).backward()
+        overlap = (drawn.sigmoid() * outline).sum((1, 2))
+        soft_iou = (overlap / (drawn.sigmoid().sum((1, 2)) + outline.sum((1, 2)) - overlap)).mean()
+        (outline_loss + 0.3 * (1 - soft_iou) + 0.3 * name_loss).backward()
         set_rate((muon, adam), 1e-3 * min((step + 1) / 50, 1, (steps - step) / (0.5 * steps)))
         for optimiser in (muon, adam):
             optimiser.step()
             optimiser.zero_grad()
         if step % 20 == 0:
-            bar.set_postfix(outline=f"{outline_loss.item():.4f}", name=f"{name_loss.item():.3f}", refresh=False)
+            bar.set_postfix(iou=f"{soft_iou.item():.3f}", name=f"{name_loss.item():.3f}", refresh=False)
         checkpoint.save(step + 1, force=step + 1 == steps)
     model.eval().half().save_pretrained(weights / "segmenter")
     return model.float()
