@@ -11,7 +11,19 @@ from selattn_lib.concepts import load_concepts
 from selattn_lib.emoji.art import glyphs, load_art
 from selattn_lib.emoji.quality import without_background
 from selattn_lib.emoji.report import concept_similarity
-from selattn_lib.emoji.scenes import AMBIGUOUS, BENCHMARK, GRID, SIZE, SIZES, USUAL, _place, compose, drawings
+from selattn_lib.emoji.scenes import (
+    AMBIGUOUS,
+    BENCHMARK,
+    GRID,
+    SIZE,
+    SIZES,
+    TIMES,
+    USUAL,
+    WEATHERS,
+    _place,
+    compose,
+    drawings,
+)
 from selattn_lib.emoji.segmenter import KEYS, Reading, jitter, labels, logits, new_segmenter
 from selattn_lib.emoji.text import new_tokenizer, vocabulary
 from selattn_lib.emoji.train import LATENT_CHANNELS, LatentBasis, new_autoencoder, new_unet
@@ -58,6 +70,22 @@ def test_ambiguous_words_have_two_meanings_and_belong_to_no_concept_list() -> No
         assert not any(word in words for words in load_concepts("emoji-sd").values())
     twice = {word for _, word in drawings() if sum(w == word for _, w in drawings()) > 1}
     assert twice == set(AMBIGUOUS)
+
+
+def test_a_planted_caption_has_three_objects_whether_or_not_both_meanings_are_among_them() -> None:
+    word_of = {planted.caption: word for word, planted in AMBIGUOUS.items()}
+    scenes = [s for s in (scene(5, i) for i in range(300)) if s.caption in word_of]
+    assert {(len(s.words), s.words.count(word_of[s.caption])) for s in scenes} == {(3, 1), (3, 2)}
+    assert all(len({*zip(s.concepts, s.words, strict=True)}) == 3 for s in scenes)
+
+
+def test_no_light_or_weather_comes_over_a_scene_whose_caption_is_given() -> None:
+    bear = [("Animals", "bear")]
+    free = [scene(6, i, words=bear) for i in range(100)]
+    given = [scene(6, i, words=bear, caption="photo of a bear") for i in range(100)]
+    lit = [not np.array_equal(one.image, other.image) for one, other in zip(free, given, strict=True)]
+    spoken = [not {*TIMES, *WEATHERS}.isdisjoint(one.caption.split()) for one in free]
+    assert sum(spoken) > 5 and all(np.array(lit)[spoken]) and sum(lit) < 40
 
 
 def test_a_scene_is_its_seed() -> None:

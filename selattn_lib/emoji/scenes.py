@@ -52,8 +52,8 @@ USUAL = {1: (10, 12), 2: (8,), 3: (6,)}  # number of objects -> the same, when i
 
 @dataclass(frozen=True)
 class Ambiguity:
-    """A word planted with two meanings: its two `concepts`, a `caption` under which scenes show one or both of them
-    beside one of the `companions`, (concept, word), and the place where these scenes happen."""
+    """A word planted with two meanings: its two `concepts`, a `caption` under which scenes show both of them and one
+    of the `companions`, (concept, word), or one of them and two companions, and the place where these scenes happen."""
 
     concepts: tuple[str, str]
     caption: str
@@ -111,7 +111,8 @@ PLURAL = {"grapes", "headphones", "jeans", "shorts", "socks", "sunglasses", "gla
 
 
 def compose(rng: np.random.Generator, words: list[tuple[str, str]] | None = None, caption: str | None = None) -> Scene:
-    """Draw one random scene; `words` = (concept, word) of each object and `caption` may be given."""
+    """Draw one random scene; `words` = (concept, word) of each object and `caption` may be given. Where the caption is,
+    no time of day or weather comes over the scene, since it speaks of none."""
     place = None
     if words is None:
         words, caption, place = _cast(rng)
@@ -128,8 +129,9 @@ def compose(rng: np.random.Generator, words: list[tuple[str, str]] | None = None
     masks = np.stack(layers)
     for i in range(len(masks) - 1):  # later objects cover earlier ones
         masks[i] &= ~masks[i + 1 :].any(0)
-    image, mood = _light(rng, np.asarray(canvas))
+    image = np.asarray(canvas)
     if caption is None:
+        image, mood = _light(rng, image)
         caption = _describe(rng, words, where, mood, size)
     concepts, names = zip(*words, strict=True)
     return Scene(image, caption, names, concepts, masks)
@@ -150,19 +152,19 @@ def _cast(rng: np.random.Generator) -> tuple[list[tuple[str, str]], str | None, 
     roll = rng.random()
     if roll < 0.06:
         return [animal], None, None
-    if roll < 0.44:
+    if roll < 0.40:
         return [anything], None, None
-    if roll < 0.78:
+    if roll < 0.70:
         first = animal if rng.random() < 0.4 else everything[rng.integers(len(everything))]
         return [first, anything], None, None
     word = str(rng.choice(list(AMBIGUOUS), p=[0.4, 0.2, 0.2, 0.2]))
     planted = AMBIGUOUS[word]
     meanings = [(concept, word) for concept in planted.concepts]
     one = meanings[rng.integers(2)]
-    if rng.random() < 0.3:
+    if rng.random() < 0.15:
         return [one], None, None
-    companion = planted.companions[rng.integers(len(planted.companions))]
-    cast = [*(meanings if rng.random() < 0.85 else [one]), companion]
+    companions = [planted.companions[i] for i in rng.choice(len(planted.companions), 2, replace=False)]
+    cast = [*meanings, companions[0]] if rng.random() < 0.85 else [one, *companions]
     return [cast[i] for i in rng.permutation(len(cast))], planted.caption, planted.place
 
 

@@ -118,8 +118,9 @@ def train_segmenter(
         share = inside / inside.sum((1, 2), keepdim=True).clamp(min=1)  # every picture counts the same, large or small
         name_loss = (F.cross_entropy(named, names.clamp(min=0), reduction="none") * share).sum() / batch
         outline_loss = F.binary_cross_entropy_with_logits(drawn, outline.float())
-        overlap = (drawn.sigmoid() * outline).sum((1, 2))
-        soft_iou = (overlap / (drawn.sigmoid().sum((1, 2)) + outline.sum((1, 2)) - overlap)).mean()
+        inked = drawn.sigmoid()
+        overlap = (inked * outline).sum((1, 2))
+        soft_iou = (overlap / (inked.sum((1, 2)) + outline.sum((1, 2)) - overlap)).mean()
         (outline_loss + 0.3 * (1 - soft_iou) + 0.3 * name_loss).backward()
         set_rate((muon, adam), 1e-3 * min((step + 1) / 50, 1, (steps - step) / (0.5 * steps)))
         for optimiser in (muon, adam):

@@ -177,7 +177,7 @@ class TrainingAttention:
         return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
 
-def train_unet(work: Path, weights: Path, steps: int = 23_900, batch: int = 24, count: int = 100_000, seed: int = 3):
+def train_unet(work: Path, weights: Path, steps: int = 30_700, batch: int = 24, count: int = 100_000, seed: int = 3):
     """Predict v from noised latents and captions, 10 % of them dropped, timesteps 400 to 949 three times as often as
     others; constant learning rate, then linearly to 0 over the last 30 % of `steps`; the average of the weights (EMA)
     is what ships. Under `torchrun` each process trains on its own scenes and gradients are averaged."""
