@@ -93,7 +93,7 @@ def jitter(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def train_segmenter(
-    work: Path, weights: Path, steps: int = 12_500, batch: int = 16, count: int = 12_000, seed: int = 5
+    work: Path, weights: Path, steps: int = 22_000, batch: int = 16, count: int = 48_000, seed: int = 5
 ) -> UNet2DModel:
     """Cross-entropy and soft IoU of outlines, cross-entropy of names; three quarters of each batch are scenes kept in
     `work`, most of them through the autoencoder, the others fresh ones; all blurred and recoloured at random."""
