@@ -34,7 +34,7 @@ def held_out(count: int, objects: int = 1) -> tuple[np.ndarray, list[Scene]]:
 def segmenter_quality(count: int = 500) -> dict[str, Interval]:
     """On held-out scenes of one object and of two: mean IoU of its masks and of its outline of all objects, and the
     share of scenes whose objects it finds all; of those with one, also where that is the likeliest of all, and the IoU
-    where the caption calls it tiny or small. With 95 % intervals."""
+    of small ones, whose caption says tiny or small. With 95 % intervals."""
     found: dict[str, Interval] = {}
     for objects, name in ((1, "one object"), (2, "two objects")):
         pictures, scenes = held_out(count, objects)
@@ -51,7 +51,7 @@ def segmenter_quality(count: int = 500) -> dict[str, Interval]:
             named = reading.areas().argmax(1) == np.ravel(numbers)
             found[f"{name}, named"] = share(named)
             small = np.array([not {"tiny", "small"}.isdisjoint(s.caption.split()) for s in scenes])
-            found[f"{name} called tiny or small ({small.sum()}), IoU of masks"] = mean_iou(np.compress(small, scores))
+            found[f"one small object ({small.sum()}), IoU of masks"] = mean_iou(np.compress(small, scores))
     return found
 
 
