@@ -24,7 +24,7 @@ from selattn_lib.emoji.scenes import (
     compose,
     drawings,
 )
-from selattn_lib.emoji.segmenter import KEYS, Reading, jitter, labels, logits, new_segmenter
+from selattn_lib.emoji.segmenter import KEYS, Reading, jitter, labels, logits, new_segmenter, seen_scenes
 from selattn_lib.emoji.text import new_tokenizer, vocabulary
 from selattn_lib.emoji.train import LATENT_CHANNELS, LatentBasis, new_autoencoder, new_unet
 from selattn_lib.emoji.training import Checkpoint, Muon, split_parameters
@@ -187,6 +187,17 @@ def test_labels_are_the_visible_objects() -> None:
         of_key = np.kron(names == KEYS.index(key), np.ones((4, 4), bool))
         assert iou(of_key, mask) > 0.7
     assert set(np.unique(names)) == {-1, KEYS.index(("Animals", "mouse")), KEYS.index(("Electronics", "mouse"))}
+
+
+def test_the_judges_scenes_are_made_once_and_three_quarters_go_through_the_autoencoder(tmp_path: Path) -> None:
+    made, kept = (seen_scenes(tmp_path, files("selattn_lib.emoji") / "weights", count=4, seed=5) for _ in range(2))
+    for one, other in zip(made, kept, strict=True):
+        np.testing.assert_array_equal(one, other)
+    scenes = [scene(5, i) for i in range(4)]
+    same = [np.array_equal(image, s.image) for image, s in zip(made[0], scenes, strict=True)]
+    assert same == [False, False, False, True] and len(list(tmp_path.iterdir())) == 1
+    for part, wanted in zip(made[1:], zip(*map(labels, scenes), strict=True), strict=True):
+        np.testing.assert_array_equal(part, wanted)
 
 
 def test_a_reading_sums_names_by_concept_and_area() -> None:

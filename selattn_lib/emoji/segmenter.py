@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, UNet2DModel
 from tqdm import tqdm
 
 from .art import glyphs
-from .scenes import Scene, compose, compose_many
+from .scenes import SIZE, Scene, compose, compose_many
 from .training import Checkpoint, Muon, as_tensor, set_rate, split_parameters
 
 CELL = 4  # pixels; an outline has a value at every pixel, a name at every cell
@@ -64,17 +64,22 @@ def through(vae: AutoencoderKL, images: np.ndarray, noise: float = 0, seed: int 
     return np.concatenate(out)
 
 
-def seen_scenes(work: Path, weights: Path, count: int, seed: int) -> tuple[np.ndarray, list[Scene]]:
-    """Pictures (image, y, x, rgb) uint8 of `count` scenes, three quarters of them through the autoencoder, kept in
-    `work`; and the scenes."""
-    found, path = list(compose_many(count, seed)), work / f"seen_scenes_{seed}.npy"
+def seen_scenes(work: Path, weights: Path, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pictures (image, y, x, rgb) uint8 of `count` scenes, three quarters of them through the autoencoder, and the two
+    `labels` of each scene; made once and kept in `work`."""
+    path = work / f"seen_scenes_{seed}_{count}.npz"
     if path.exists():
-        return np.load(path), found
-    images = np.stack([s.image for s in found])
+        with np.load(path) as kept:
+            return kept["images"], kept["outlines"], kept["names"]
+    images, marks = np.empty((count, SIZE, SIZE, 3), np.uint8), []
+    for i, scene in enumerate(compose_many(count, seed)):  # nothing else of the scenes, some GB, is kept
+        images[i] = scene.image
+        marks.append(labels(scene))
+    outlines, names = map(np.stack, zip(*marks, strict=True))
     vae = AutoencoderKL.from_pretrained(weights / "vae", torch_dtype=torch.float32)
     images[: 3 * count // 4] = through(vae, images[: 3 * count // 4], noise=0.2)
-    np.save(path, images)
-    return images, found
+    np.savez(path, images=images, outlines=outlines, names=names)
+    return images, outlines, names
 
 
 def fresh_scenes(rng: np.random.Generator, count: int) -> list[Scene]:
@@ -103,15 +108,16 @@ def train_segmenter(
     muon, adam = Muon(matrices, lr=1e-3), torch.optim.AdamW(others, lr=1e-3, weight_decay=0.01)
     checkpoint = Checkpoint(work / "segmenter.pt", model=model, muon=muon, adam=adam)
     start = checkpoint.load()
-    images, found = seen_scenes(work, weights, count, seed)
+    seen = seen_scenes(work, weights, count, seed)
     bar = tqdm(range(start, steps), initial=start, total=steps, desc="segmenter", mininterval=5)
     for step in bar:
         rng = np.random.default_rng([seed, 1, step])
-        rows = rng.integers(len(images), size=3 * batch // 4)
-        fresh = fresh_scenes(rng, batch - len(rows))
-        x = as_tensor(np.concatenate([images[rows], np.stack([s.image for s in fresh])]))
-        pairs = [labels(s) for s in [*(found[i] for i in rows), *fresh]]
-        outline, names = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
+        rows = rng.integers(len(seen[0]), size=3 * batch // 4)
+        fresh = [(s.image, *labels(s)) for s in fresh_scenes(rng, batch - len(rows))]
+        parts = zip(seen, zip(*fresh, strict=True), strict=True)
+        images, *marks = (np.concatenate([kept[rows], np.stack(new)]) for kept, new in parts)
+        x = as_tensor(images)
+        outline, names = map(torch.from_numpy, marks)
         with torch.autocast("cpu", torch.bfloat16):
             drawn, named = (part.float() for part in logits(model, jitter(x, rng)))
         inside = names >= 0
