@@ -1,8 +1,6 @@
 """For notebooks and tests alike: what nbval does not compare, and the book that the tests look at."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +27,3 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "notebooks" if "notebooks" in file else file
 
     return NotebooksTogether(config, log)
-
-
-@pytest.fixture(scope="session")
-def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the book, built from the committed notebooks with warnings as errors."""
-    out = tmp_path_factory.mktemp("book")
-    selattn = Path(sys.executable).with_name("selattn")
-    command = [selattn, "book", "--notebooks", "notebooks", "--out", out, "--strict"]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
-    return out / "_build" / "html"

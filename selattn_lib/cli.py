@@ -62,11 +62,11 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point: 0 on success; 1, with one line on standard error, on failure."""
     given = parser().parse_args(arguments)  # before the imports, which take seconds
-    from . import notebooks
+    from .publishing import build, notebooks
 
     try:
         if getattr(given, "workers", None):
-            from .study import workers_wanted
+            from .studies.runner import workers_wanted
 
             os.environ["SELATTN_WORKERS"] = str(workers_wanted(given.workers))  # seen by the notebooks' kernels
         if given.command == "run":
@@ -76,9 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             notebooks.stabilise(given.notebooks, given.out)
         elif given.command == "book":
             builder = "singlehtml" if given.print else "html"
-            print(notebooks.build_book(Path.cwd(), given.notebooks, given.out, builder, given.strict).resolve())
+            print(build.build_book(Path.cwd(), given.notebooks, given.out, builder, given.strict).resolve())
         else:
-            from .reproduce import Reproduction
+            from .publishing.reproduce import Reproduction
 
             settings = {field.name: getattr(given, field.name) for field in fields(Reproduction)}
             Reproduction(**settings).run(Path.cwd(), dry=given.dry_run)

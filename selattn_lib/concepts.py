@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 
 DATA = files("selattn_lib.data")
+
+
 TABLES = ("paper", "emoji-sd")
 
 

@@ -6,33 +6,27 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from chromium import chromium
 from diffusers import StableDiffusionPipeline
-from playwright.sync_api import Browser
 from tiny_sd import build_pipeline, count_hooks
 
-PLACES = {16: "down", 8: "up", 4: "mid"}  # by the width of the grid
+from selattn_lib.maps.head_maps import HeadMaps
+
+BLOCKS = {16: "down", 8: "up", 4: "mid"}  # by the width of the grid
 
 
 @pytest.fixture
-def maps() -> xr.Dataset:
+def maps() -> HeadMaps:
     """Nine heads at three resolutions, their numbers interleaved; 64 x 128 pixels."""
     rng = np.random.default_rng(0)
     data: dict[str, Any] = {}
     coords: dict[str, Any] = {"word": ["bear", "cat"]}
-    for i, width in enumerate(PLACES):
+    for i, width in enumerate(BLOCKS):
         grid, numbers = f"{width // 2}x{width}", [i, i + 3, i + 6]
         dims = ("image", "word", f"head_{grid}", f"y_{grid}", f"x_{grid}")
         data[f"maps_{grid}"] = (dims, rng.random((2, 2, 3, width // 2, width), dtype=np.float32) ** 4)
         coords[f"head_{grid}"] = numbers
-        coords[f"place_{grid}"] = (f"head_{grid}", [PLACES[width]] * 3)
-    return xr.Dataset(data, coords, attrs={"height": 64, "width": 128})
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
+        coords[f"place_{grid}"] = (f"head_{grid}", [BLOCKS[width]] * 3)
+    return HeadMaps(xr.Dataset(data, coords, attrs={"height": 64, "width": 128}))
 
 
 @pytest.fixture(scope="session")

@@ -19,11 +19,15 @@ import yaml
 from PIL import Image
 
 SIZE = 96
+
+
 SETS = {  # set -> (npm package, version, licence)
     "noto": ("@iconify-json/noto", "1.2.9", "Apache-2.0, Google"),
     "twemoji": ("@iconify-json/twemoji", "1.2.5", "CC-BY-4.0, Twitter"),
     "fluent": ("@iconify-json/fluent-emoji-flat", "1.2.6", "MIT, Microsoft"),
 }
+
+
 HERE = files("selattn_lib.emoji")
 
 

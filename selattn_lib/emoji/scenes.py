@@ -11,9 +11,17 @@ from tqdm import tqdm
 from .art import glyphs, load_art
 
 SIZE = 128
+
+
 GRID = 8  # pixels, a cell of the latents: things lie on this grid, so that a small model has little to learn of each
+
+
 HELD_OUT = 1_000_003  # first seed of scenes that no training has seen
+
+
 BENCHMARK = ["bear", "bird", "cat", "cow", "dog", "elephant", "sheep", "horse", "monkey", "zebra"]
+
+
 NOUN = {  # concept -> what one calls a member of it in a caption
     "Animals": "an animal", "Plants": "a plant", "Fruits and Vegetables": "a food plant",
     "Food and Beverages": "a meal",
@@ -22,11 +30,15 @@ NOUN = {  # concept -> what one calls a member of it in a caption
     "Tools": "a tool", "Toys": "a toy", "Sports Equipment": "sports equipment",
     "Musical Instruments": "a musical instrument", "Facial Expressions": "a facial expression", "Shape": "a shape",
 }  # fmt: skip
+
+
 COLORS = {
     "red": (214, 48, 49), "blue": (52, 110, 219), "green": (64, 160, 72), "yellow": (248, 210, 60),
     "black": (28, 28, 32), "white": (244, 244, 244), "purple": (132, 74, 172), "gray": (140, 142, 146),
     "pink": (246, 150, 186), "brown": (128, 84, 52),
 }  # fmt: skip
+
+
 # place -> (sky top, sky bottom, ground top, ground bottom), with the phrase that a caption uses for it
 PLACES = {
     "beach": ("on the beach", (96, 176, 240), (190, 228, 250), (240, 218, 160), (226, 196, 130)),
@@ -39,14 +51,22 @@ PLACES = {
     "desk": ("on the desk", (206, 214, 224), (190, 200, 212), (190, 140, 92), (164, 116, 72)),
     "street": ("on the street", (176, 190, 206), (214, 220, 226), (110, 112, 118), (88, 90, 96)),
 }
+
+
 TIMES = {  # time of day -> (colour, strength) of its light
     "night": ((10, 16, 60), 0.50), "sunset": ((250, 110, 50), 0.40), "morning": ((255, 236, 190), 0.28),
     "dusk": ((90, 60, 140), 0.45), "noon": ((255, 255, 240), 0.30), "dawn": ((250, 170, 190), 0.40),
     "midnight": ((4, 6, 24), 0.62),
 }  # fmt: skip
+
+
 WEATHERS = ["rainy", "snowy", "cloudy", "foggy", "sunny", "windy", "stormy"]
+
+
 # the longer side of an object in cells, when the caption speaks of its size
 SIZES = {"tiny": (4,), "small": (6,), "medium": (8,), "large": (12,), "huge": (16,)}
+
+
 USUAL = {1: (10, 12), 2: (8,), 3: (6,)}  # number of objects -> the same, when it does not
 
 

@@ -22,7 +22,7 @@ if __name__ == "__main__":
 FLOPS = """
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from selattn_lib.models import unet_layout
+from selattn_lib.models.pipelines import unet_layout
 
 unet = unet_layout("sd14")
 with FlopCounterMode(display=False) as counter, torch.device("meta"), torch.no_grad():

@@ -1,0 +1,186 @@
+"""Counting the votes of head relevance (Eq. 3) while a pipeline generates."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import xarray as xr
+
+from ..maps.relevance import HeadRelevance
+from ..models.families import UNet, split_heads
+from ..models.tokens import word_tokens
+from .trace import Generation, Trace
+
+WORDS_AT_ONCE = 64  # concept words encoded together
+
+
+class RelevanceCounter(Trace):
+    """The votes of every head, in the images made inside a `with score_heads(...)` block."""
+
+    def __init__(
+        self,
+        pipe: Any,
+        concepts: Mapping[str, Sequence[str]],
+        seed: int,
+        units: Iterable[int] | None,
+        start_token: bool,
+    ) -> None:
+        super().__init__(pipe)
+        if not isinstance(self.family, UNet):
+            raise ValueError(
+                f"The heads of {type(pipe).__name__} cannot be scored: they attend to image and text at once, and only "
+                "attention to words alone is a vote. Expected: Stable Diffusion 1.x, 2.x or XL."
+            )
+        if empty := [name for name, words in concepts.items() if not words]:
+            raise ValueError(f"These concepts have no words: {empty}")
+        if len(concepts) < 2:
+            raise ValueError(f"Heads vote among concepts; at least two are needed, not {list(concepts)}.")
+        self.concepts = list(concepts)
+        self._seed, self._start_token = seed, start_token
+        self._units = None if units is None else list(units)
+        every_word = [word for words in concepts.values() for word in words]
+        self._tokens, first, length = _encode_words(pipe, every_word)
+        self._n_words = np.array([len(words) for words in concepts.values()])
+        offsets = np.cumsum(self._n_words) - self._n_words
+        # One column for each concept and sub-token, as many as the concept's longest word has.
+        longest = [length[o : o + n].max() for o, n in zip(offsets, self._n_words, strict=True)]
+        self._column_concept = np.repeat(np.arange(len(concepts)), longest)
+        self._column_token = np.concatenate([np.arange(n) for n in longest])
+        self._first, self._length, self._offsets = first, length, offsets
+        self._layer = np.repeat(np.arange(len(self.heads.layers)), [layer.n_heads for layer in self.heads])  # (head)
+        self._keys: dict[int, torch.Tensor] = {}
+        self._attended: torch.Tensor | None = None  # (image, head, column) of the call under way
+        self._counts: list[torch.Tensor] = []  # (image, concept, head) of each generation
+
+    def start(self, generation: Generation) -> None:
+        self._vote()
+        done = sum(len(counts) for counts in self._counts)
+        units = range(done + generation.images) if self._units is None else self._units
+        self._now = list(units[done : done + generation.images])
+        if len(self._now) < generation.images:
+            raise ValueError(f"units names {len(units)} images; {done + generation.images} are being made.")
+        device = generation.device
+        shape = (generation.images, len(self.concepts), len(self.heads))
+        self._counts.append(torch.zeros(shape, dtype=torch.int32, device=device))
+        one_hot = F.one_hot(torch.from_numpy(self._column_concept), len(self.concepts)).float()
+        self._columns_to_concepts = one_hot.to(device)  # (column, concept)
+
+    def call(self, generation: Generation) -> bool:
+        """Count the votes of the last call, and draw one word a concept for each (image, layer) of this one."""
+        self._vote()
+        size = (len(self.heads.layers), len(self.concepts))
+        generators = [np.random.default_rng([self._seed, unit, generation.calls]) for unit in self._now]
+        drawn = np.stack([each.integers(self._n_words, size=size) for each in generators], axis=1)
+        words = (drawn + self._offsets)[..., self._column_concept]  # (layer, image, column)
+        used = self._column_token < self._length[words]
+        tokens = self._first[words] + np.where(used, self._column_token, 0)
+        share = (used / self._length[words]).astype(np.float32)
+        bias = np.where(used, 0, -np.inf).astype(np.float32)
+        # A GPU is not waited for, except where such copies are not safe.
+        later = generation.device.type != "mps"
+        self._index, self._share, self._bias = (
+            torch.from_numpy(each).to(generation.device, non_blocking=later)
+            for each in (tokens, share[self._layer].transpose(1, 0, 2), bias)
+        )  # (layer, image, column), (image, head, column), (layer, image, column)
+        self._attended = self._share.new_zeros(self._share.shape)
+        return True
+
+    def attend(self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor) -> None:
+        assert self._attended is not None
+        if number not in self._keys:
+            tokens = self._tokens.to(query.device, next(attention.to_k.parameters()).dtype)
+            # `forward` rather than a call: hooks of our own, and of others, are for the model's use.
+            self._keys[number] = attention.to_k.forward(tokens).float() * attention.scale
+        keys = self._keys[number]
+        n_heads, index, bias = query.shape[1], self._index[number], self._bias[number]
+        chosen = keys[index]  # (image, column, head * channel)
+        if self._start_token:  # token 0: the same, whatever the first word
+            chosen = torch.cat([keys[:1].expand(len(index), 1, -1), chosen], dim=1)
+            bias = F.pad(bias, (1, 0))
+        first = self.heads.layers[number].first
+        for image, (q, k) in enumerate(zip(query, split_heads(chosen, n_heads), strict=True)):
+            probabilities = torch.baddbmm(bias[image], q.float(), k.transpose(1, 2)).softmax(dim=-1)
+            columns = probabilities[..., 1:] if self._start_token else probabilities
+            torch.mean(columns, dim=1, out=self._attended[image, first : first + n_heads])
+
+    def _vote(self) -> None:
+        """Let every head that attended in the last call vote, if there was one: few launches, whatever the layers."""
+        if self._attended is None:
+            return
+        winner = ((self._attended * self._share) @ self._columns_to_concepts).argmax(dim=-1)  # (image, head)
+        voted = (self._attended.amax(dim=-1) > 0).to(torch.int32)
+        self._counts[-1] = self._counts[-1].scatter_add(1, winner[:, None], voted[:, None])
+        self._attended = None
+
+    def counts(self) -> xr.DataArray:
+        """Votes (image, concept, head), one for each (call, image, head); `image` holds the unit numbers.
+
+        Raises RuntimeError if nothing was generated, or if some layer was never seen.
+        """
+        self.check_all_seen()
+        self._vote()
+        values = torch.cat(self._counts).cpu().numpy()
+        units = range(len(values)) if self._units is None else self._units[: len(values)]
+        coords = {"image": list(units), "concept": self.concepts, **self.heads.coords()}
+        return xr.DataArray(values, dims=("image", "concept", "head"), coords=coords, name="counts")
+
+    def relevance(self) -> HeadRelevance:
+        """The head relevance from all votes so far."""
+        return HeadRelevance.from_counts(self.counts())
+
+
+@contextmanager
+def score_heads(
+    pipe: Any,
+    concepts: Mapping[str, Sequence[str]],
+    *,
+    seed: int = 0,
+    units: Iterable[int] | None = None,
+    start_token: bool = False,
+) -> Iterator[RelevanceCounter]:
+    """Count the heads' votes for `concepts` (name -> words) while images are generated in the block (Eq. 3).
+
+    At each (call, layer) one word a concept is drawn; the conditional queries' softmax over the drawn words'
+    semantic tokens is averaged over pixels and over each word's tokens, and each head votes for the concept
+    of the largest. The draws depend on `seed`, on the image's number in `units` (0, 1, 2 ... by default, in
+    order of generation), on the call and on the layer, never on the batch. `start_token` keeps the start
+    token of the first word inside the softmax, as the published implementation does; it gets no vote.
+
+    May be nested with `capture`, in either order, and leaves the image as it is, bit for bit.
+    Raises ValueError on fewer than two concepts, on concepts without words, and on layers that cannot be
+    captured.
+    """
+    with RelevanceCounter(pipe, concepts, seed, units, start_token).attached() as counter:
+        yield counter
+
+
+def _encode_words(pipe: Any, words: list[str]) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    """Encode each word by itself: start token, word, end token.
+
+    Returns the embeddings (token, channel): the start token's, then every word's semantic tokens; and for
+    each word the position of its first token in them and the number of its tokens.
+    """
+    suffixes = [s for s in ("", "_2") if getattr(pipe, f"text_encoder{s}", None) is not None]
+    parts = [(getattr(pipe, f"tokenizer{s}"), getattr(pipe, f"text_encoder{s}")) for s in suffixes]
+    lengths = np.array([len(word_tokens(parts[0][0], word)) for word in words])
+    kept: list[torch.Tensor] = []
+    for at in range(0, len(words), WORDS_AT_ONCE):
+        batch = [
+            _encode(tokenizer, encoder, words[at : at + WORDS_AT_ONCE], penultimate="_2" in suffixes)
+            for tokenizer, encoder in parts
+        ]
+        states = torch.cat(batch, dim=-1)
+        if not kept:
+            kept.append(states[0, :1])
+        kept += [state[1 : 1 + n] for state, n in zip(states, lengths[at:], strict=False)]
+    return torch.cat(kept), 1 + np.cumsum(lengths) - lengths, lengths
+
+
+@torch.no_grad()
+def _encode(tokenizer: Any, encoder: Any, words: list[str], penultimate: bool) -> torch.Tensor:
+    """(word, token, channel) the last hidden state, normalised, or the last but one, as SDXL reads it."""
+    ids = tokenizer(words, padding=True, return_tensors="pt").input_ids.to(encoder.device)
+    return encoder.forward(ids, output_hidden_states=True).hidden_states[-2] if penultimate else encoder.forward(ids)[0]

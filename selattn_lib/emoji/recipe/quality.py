@@ -1,0 +1,141 @@
+"""How good `emoji-sd` is, judged by the segmenter, which has only seen composed scenes, and how good that is."""
+
+import itertools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
+from scipy import ndimage
+from scipy.stats import binomtest
+from tqdm import tqdm
+
+from ...evaluation.scores import iou
+from ...evaluation.statistics import Interval, bootstrap_mean
+from ...models.pipelines import EMBEDDED, load_pipeline, model_source
+from ...studies.base import GUIDANCE
+from ...studies.generated import generate
+from ..scenes import BENCHMARK, HELD_OUT, Scene, compose
+from ..segmenter import CLASSES, Prediction, load_weights
+from .segmenter import autoencode
+
+WEIGHTS = Path(model_source(EMBEDDED))
+
+
+PLAIN = ("blue", "green", "yellow", "purple")  # backgrounds that background subtraction can tell from an animal
+
+
+def held_out(count: int, objects: int = 1) -> tuple[np.ndarray, list[Scene]]:
+    """`count` scenes of so many objects that no training has seen: their pictures through the autoencoder, and they."""
+    vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae", torch_dtype=torch.float32)
+    every = (compose(np.random.default_rng([HELD_OUT, 7, i])) for i in itertools.count())
+    scenes = list(itertools.islice((s for s in every if len(s.masks) == objects), count))
+    return autoencode(vae, np.stack([s.image for s in scenes])), scenes
+
+
+def segmenter_quality(count: int = 500) -> dict[str, Interval]:
+    """On held-out scenes of one object and of two: mean IoU of its masks and of its outline of all objects, and the
+    share of scenes whose objects it finds all; of those with one, also where that is the likeliest of all, and the IoU
+    of small ones, whose caption says tiny or small. With 95 % intervals."""
+    found: dict[str, Interval] = {}
+    for objects, name in ((1, "one object"), (2, "two objects")):
+        pictures, scenes = held_out(count, objects)
+        reading = Prediction(load_weights(), pictures)
+        masks = [reading.masks([[scene.concepts[i]] for scene in scenes]) for i in range(objects)]
+        scores = [iou(masks[i][n], scene.masks[i]) for n, scene in enumerate(scenes) for i in range(objects)]
+        found[f"{name}, IoU of masks"] = bootstrap_mean(scores)
+        outlined = zip((reading.outline > 0.5).numpy(), scenes, strict=True)
+        found[f"{name}, IoU of outline"] = bootstrap_mean([iou(outline, s.masks.any(0)) for outline, s in outlined])
+        numbers = [[CLASSES.index(key) for key in zip(s.concepts, s.words, strict=True)] for s in scenes]
+        seen = [row[own].all() for row, own in zip(reading.seen(), numbers, strict=True)]
+        found[f"{name}, all found"] = share(seen)
+        if objects == 1:
+            named = reading.areas().argmax(1) == np.ravel(numbers)
+            found[f"{name}, named"] = share(named)
+            small = np.array([not {"tiny", "small"}.isdisjoint(s.caption.split()) for s in scenes])
+            found[f"one small object ({small.sum()}), IoU of masks"] = bootstrap_mean(np.compress(small, scores))
+    return found
+
+
+def likeliest(pictures: np.ndarray) -> np.ndarray:
+    """(image) the word of the object that is likeliest in a picture."""
+    return np.array([word for _, word in CLASSES])[Prediction(load_weights(), pictures).areas().argmax(1)]
+
+
+def both_seen(pictures: np.ndarray, keys: Sequence[Sequence[tuple[str, str]]]) -> np.ndarray:
+    """(image) whether all the objects, (concept, word), wanted of an image are in it."""
+    seen = Prediction(load_weights(), pictures).seen()
+    return np.array([all(row[CLASSES.index(key)] for key in wanted) for row, wanted in zip(seen, keys, strict=True)])
+
+
+def fast_pipeline() -> Any:
+    """`emoji-sd` with DPM-Solver++, for 15 steps instead of PNDM's 50."""
+    pipe = load_pipeline(EMBEDDED)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    return pipe
+
+
+def drawn(
+    pipe: Any, prompts: Sequence[str], seeds: Sequence[int] = (0,), *, steps: int, guidance: float | None = None
+) -> np.ndarray:
+    """(image, y, x, rgb) uint8: an image of each prompt for each seed, all of one prompt together; ten at a time."""
+    units, found = [(prompt, seed) for prompt in prompts for seed in seeds], []
+    for first in tqdm(range(0, len(units), 10), desc="ten images each"):
+        some, numbers = zip(*units[first : first + 10], strict=True)
+        found += generate(pipe, some, numbers, steps=steps, guidance=guidance or GUIDANCE[EMBEDDED])
+    return np.stack([np.asarray(image) for image in found])
+
+
+def seconds(pipe: Any, *, steps: int, guidance: float | None = None) -> float:
+    """Seconds in which ten images are drawn together."""
+    start = time.perf_counter()
+    drawn(pipe, ["photo of a bear"], range(10), steps=steps, guidance=guidance)
+    return time.perf_counter() - start
+
+
+def interval(found: Interval) -> str:
+    """A mean, or share, and its 95 % interval as text."""
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*found)
+
+
+def prompt_for(concept: str, word: str) -> str:
+    return f"photo of a {word} face" if concept == "Facial Expressions" else f"photo of a {word}"
+
+
+def without_background(picture: np.ndarray) -> np.ndarray:
+    """Mask (y, x) of what differs from a plain background, whose colour changes linearly from top to bottom and is read
+    off the picture's rim. No network: it checks the segmenter by another route."""
+    height, width = picture.shape[:2]
+    rim = np.ones((height, width), bool)
+    rim[3:-3, 3:-3] = False
+    y, colours = np.nonzero(rim)[0], picture[rim].astype(float)
+    keep = np.ones(len(y), bool)
+    for _ in range(4):  # an object may touch the rim: leave out what does not fit
+        fit = np.polynomial.polynomial.polyfit(y[keep], colours[keep], 1)
+        off = np.abs(colours - np.polynomial.polynomial.polyval(y, fit).T).max(1)
+        keep = off <= max(12, np.median(off))
+    plain = np.polynomial.polynomial.polyval(np.arange(height), fit).T[:, None]
+    differs = ndimage.binary_opening(np.abs(picture - plain).max(2) > 30)
+    parts, count = ndimage.label(differs)
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
+    large = 1 + np.flatnonzero(sizes >= 0.1 * sizes.max(initial=1))
+    return ndimage.binary_fill_holes(np.isin(parts, large))
+
+
+def against_background(pipe: Any, *, steps: int = 15, guidance: float | None = None) -> np.ndarray:
+    """(image) IoU of the segmenter's mask with `without_background`, on one image of each benchmark animal on each
+    plain background."""
+    prompts = [f"photo of a {word} on a {colour} background" for colour in PLAIN for word in BENCHMARK]
+    pictures = drawn(pipe, prompts, steps=steps, guidance=guidance)
+    masks = Prediction(load_weights(), pictures).masks([["Animals"]] * len(pictures))
+    return np.array([iou(mask, without_background(each)) for mask, each in zip(masks, pictures, strict=True)])
+
+
+def share(right: Any) -> Interval:
+    """The share of those of `right` that are true, and its 95 % interval (Wilson)."""
+    test = binomtest(int(np.sum(right)), len(right))
+    low, high = test.proportion_ci(method="wilson")
+    return Interval(test.statistic, float(low), float(high))

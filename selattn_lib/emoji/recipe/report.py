@@ -1,0 +1,83 @@
+"""What the book says of `emoji-sd`: sizes, training curve, nearness of words; and the first figure."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from PIL import Image
+from safetensors import safe_open
+
+from ...concepts import load_concepts
+from ...maps.head_maps import heatmap
+from ...maps.overlay import overlay
+from ...models.pipelines import EMBEDDED, model_source
+from ...studies.generated import Study
+from ...studies.relevance import RelevanceStudy
+
+WEIGHTS = Path(model_source(EMBEDDED))
+
+
+def sizes() -> dict[str, tuple[int, float]]:
+    """part -> (parameters, megabytes on disk)."""
+    found = {}
+    for path in sorted(WEIGHTS.glob("*/*.safetensors")):
+        with safe_open(path, "pt") as file:
+            parameters = sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118
+        found[path.parent.name] = (parameters, path.stat().st_size / 1e6)
+    return found
+
+
+def training_curve() -> tuple[np.ndarray, np.ndarray]:
+    """(samples seen, smoothed loss) as logged in training."""
+    table = np.loadtxt(WEIGHTS / "training.csv", delimiter=",")
+    return table[:, 1], table[:, 2]
+
+
+def concept_similarity(pipe: Any) -> tuple[xr.DataArray, float]:
+    """How near words are in the text encoder's space, by the cosine of their embeddings less the mean over all words.
+
+    Returns the mean over pairs of different words, (concept, other_concept), and the share of words whose nearest
+    other word is of their own concept.
+    """
+    concepts = load_concepts(EMBEDDED)
+    vectors = []
+    for word in (word for words in concepts.values() for word in words):
+        ids = pipe.tokenizer(word, return_tensors="pt").input_ids
+        with torch.no_grad():
+            vectors.append(pipe.text_encoder(ids)[0][0, 1:-1].mean(0))
+    v = torch.stack(vectors)
+    v = F.normalize(v - v.mean(0), dim=-1)
+    similar = (v @ v.T).numpy()
+    np.fill_diagonal(similar, np.nan)
+    number = np.repeat(np.arange(len(concepts)), [len(words) for words in concepts.values()])
+    nearest = np.nanargmax(similar, axis=1)
+    blocks = [[np.nanmean(similar[np.ix_(number == i, number == j)]) for j in set(number)] for i in set(number)]
+    names = list(concepts)
+    matrix = xr.DataArray(blocks, {"concept": names, "other_concept": names}, ("concept", "other_concept"))
+    return matrix, float((number[nearest] == number).mean())
+
+
+def figure_one(path: str | Path) -> None:
+    """Draw the intro's figure: seed 0 of the benchmark's first four words, each as picture, DAAM and top 30 heads."""
+    study = Study()
+    results, order = study.run(), RelevanceStudy().run()
+    panels = []
+    for word in range(4):
+        image = word * study.seeds
+        picture, truth = results.pictures[image], results.truth(image)
+        panels.append(overlay(picture, None))
+        for heads in ("all", order.top("Animals", 30)):
+            heat = heatmap(results, heads, image=image).values
+            panels.append(overlay(picture, heat, threshold=0.4, truth=truth))
+    gap = np.full((panels[0].shape[0], 8, 3), 255, np.uint8)
+    rows = [np.hstack([p for panel in panels[i : i + 6] for p in (panel, gap)][:-1]) for i in (0, 6)]
+    Image.fromarray(np.vstack([rows[0], np.full((8, *rows[0].shape[1:]), 255, np.uint8), rows[1]])).save(path)
+
+
+if __name__ == "__main__":  # what ships beside the notebooks: the head relevance and the first page's figure
+    RelevanceStudy().run().save(WEIGHTS.parent / "hrv.npz")
+    figure_one(sys.argv[1])

@@ -1,0 +1,291 @@
+"""Scores of maps against true masks: intersection over union (Eq. 5), scores without a threshold, attention on a mask.
+
+Every function takes any sets of heads: "all", head numbers, a mapping of names to either, or weights (..., head), such
+as `first_heads` and `random_orders` make them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from sklearn.metrics import average_precision_score
+
+from ..maps.head_maps import HeadMaps
+from .statistics import bootstrap_mean
+
+THRESHOLDS = (0.3, 0.4, 0.5)  # the paper's
+GRID = tuple(round(0.05 * i, 2) for i in range(1, 20))  # thresholds of a surface
+SCORES = ("average precision", "best IoU", "pointing game")
+FLOOR = 1e-6  # of a mean attention, in maps that go from 0 to 1
+
+
+def iou(mask: Any, truth: Any) -> Any:
+    """Intersection over union of masks (Eq. 5).
+
+    Parameters
+    ----------
+    mask, truth : array (..., y, x) bool
+        Of the same height and width.
+
+    Returns
+    -------
+    float, or array (...)
+        In [0, 1]. Two empty masks agree: their IoU is 1.
+
+    Raises
+    ------
+    ValueError
+        If the sizes differ or a mask is not boolean.
+
+    Examples
+    --------
+    >>> iou(np.array([[True, True, False]]), np.array([[False, True, False]]))
+    0.5
+    """
+    mask, truth = np.asarray(mask), np.asarray(truth)
+    if mask.dtype != bool or truth.dtype != bool:
+        raise ValueError(f"masks of {mask.dtype} and {truth.dtype}: expected booleans; threshold heat maps first")
+    if mask.shape[-2:] != truth.shape[-2:]:
+        raise ValueError(f"a mask of {mask.shape[-2:]} pixels and one of {truth.shape[-2:]}: expected one size")
+    both, either = (mask & truth).sum(axis=(-2, -1)), (mask | truth).sum(axis=(-2, -1))
+    result = np.where(either > 0, both / np.maximum(either, 1), 1.0)
+    return result if result.ndim else float(result)
+
+
+def ious(
+    maps: HeadMaps,
+    heads: Any = "all",
+    thresholds: Sequence[float] = THRESHOLDS,
+    *,
+    word: int | str = 0,
+    truth: str = "truth",
+) -> xr.DataArray:
+    """IoU of heat maps, cut strictly above thresholds, with the true masks (Eq. 5).
+
+    Parameters
+    ----------
+    maps : HeadMaps
+        With true masks (image, y, x).
+    heads : "all", sequence of int, mapping, or xarray.DataArray (..., head)
+        Any sets of heads, see `selattn_lib.maps.head_sets.head_weights`.
+    thresholds : sequence of float
+        In (0, 1).
+    word : int or str
+        As for `HeadMaps.heatmap`.
+    truth : str
+        The name of the true masks.
+
+    Returns
+    -------
+    xarray.DataArray (image, ..., threshold)
+        In [0, 1], with the maps' coordinates along `image`; the dimensions between are those of the sets.
+
+    Raises
+    ------
+    ValueError
+        If there is no such truth, or on sets that do not fit the maps.
+    """
+
+    def score(heats: torch.Tensor, mask: np.ndarray) -> np.ndarray:
+        wanted = torch.from_numpy(mask.astype(np.float32)).flatten()
+        heats, above, area, both = heats.flatten(1), torch.empty_like(heats.flatten(1)), [], []
+        for threshold in thresholds:
+            torch.gt(heats, threshold, out=above)  # as numbers: several times faster than booleans
+            area.append(above.sum(dim=1))
+            both.append(above @ wanted)
+        overlap = torch.stack(both, dim=1)
+        either = torch.stack(area, dim=1) + wanted.sum() - overlap
+        return torch.where(either > 0, overlap / either.clamp(min=1), 1.0).numpy()
+
+    return _each_image(maps, heads, score, "threshold", thresholds, word, truth).rename("iou")
+
+
+def single_ious(maps: HeadMaps, thresholds: Sequence[float] = THRESHOLDS) -> xr.DataArray:
+    """IoU (image, single, threshold) of each head's own map, `single` numbering the heads."""
+    each = np.eye(maps.n_heads, dtype=np.float32)
+    return ious(maps, xr.DataArray(each, {"single": maps.heads}, ("single", "head")), thresholds)
+
+
+def threshold_free(maps: HeadMaps, heads: Any = "all", *, word: int | str = 0, truth: str = "truth") -> xr.DataArray:
+    """Scores of heat maps that no threshold decides.
+
+    Parameters are those of `ious`.
+
+    Returns
+    -------
+    xarray.DataArray (image, ..., score)
+        In [0, 1]; not a number where the truth is empty. "average precision": of the ranking of pixels by the map.
+        "best IoU": at whatever threshold is the best for this very map. "pointing game": 1 if the map's highest pixel
+        is in the truth.
+    """
+
+    def score(heats: torch.Tensor, mask: np.ndarray) -> np.ndarray:
+        return np.array([_threshold_free(heat, mask.ravel()) for heat in heats.flatten(1).numpy()])
+
+    return _each_image(maps, heads, score, "score", SCORES, word, truth).rename("score")
+
+
+def _threshold_free(heat: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
+    if not truth.any():
+        return np.nan, np.nan, np.nan
+    order = np.argsort(-heat, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(heat[order])), len(heat) - 1)  # pixels of one value are taken together
+    hit = np.cumsum(truth[order])[ends]
+    best = hit / (ends + 1 + hit[-1] - hit)
+    return float(average_precision_score(truth, heat)), float(best.max()), float(truth[order[0]])
+
+
+def attention_ratio(heat: Any, mask: np.ndarray, against: np.ndarray | None = None) -> Any:
+    """How much more attention falls on a mask than elsewhere: the mean of a map there over its mean in `against`.
+
+    Parameters
+    ----------
+    heat : array (..., y, x)
+        Maps in [0, 1].
+    mask : array (y, x) bool
+        Where to look.
+    against : array (y, x) bool, optional
+        Where to compare with; the whole picture by default.
+
+    Returns
+    -------
+    float, or array (...)
+        1 for a map that prefers neither, or where a mask is empty. Means below 1e-6 count as 1e-6.
+
+    Examples
+    --------
+    >>> attention_ratio(np.array([[1.0, 0.5], [0.5, 0.0]]), np.array([[True, False], [False, False]]))
+    2.0
+    """
+    heat = np.asarray(heat)
+    against = np.ones(mask.shape, bool) if against is None else against
+    if not (mask.any() and against.any()):
+        return np.ones(heat.shape[:-2])[()]
+    on, off = (np.maximum(heat[..., where].mean(axis=-1), FLOOR) for where in (mask, against))
+    return on / off if heat.ndim > 2 else float(on / off)
+
+
+def attention_on(
+    maps: HeadMaps, heads: Mapping[str, Any], masks: Mapping[str, Any], *, min_area: float = 0.01
+) -> xr.DataArray:
+    """The mean `attention_ratio` of each set of heads on each mask, with its interval.
+
+    Parameters
+    ----------
+    maps : HeadMaps
+        Of the pictures that the masks are of.
+    heads : mapping
+        Name -> heads, as for `ious`.
+    masks : mapping
+        Name -> true masks (image, y, x) bool. Images whose mask is smaller than `min_area` of the picture are left out.
+
+    Returns
+    -------
+    xarray.DataArray (heads, mask, statistic)
+        mean, low, high (95 %) and images; not a number where there is no image.
+    """
+    weights = maps.weights(heads).values
+    table = np.full((len(heads), len(masks), 4), np.nan)
+    for column, mask in enumerate(map(np.asarray, masks.values())):
+        chosen = np.flatnonzero(mask.mean(axis=(1, 2)) >= min_area)
+        if len(chosen):
+            heats = (torch.cat(list(maps.heatmaps(weights, image=int(image)))).numpy() for image in chosen)
+            ratios = np.array([attention_ratio(heat, mask[i]) for heat, i in zip(heats, chosen, strict=True)])
+            table[:, column] = [[*bootstrap_mean(own), len(chosen)] for own in ratios.T]
+    coords = {"heads": list(heads), "mask": list(masks), "statistic": ["mean", "low", "high", "images"]}
+    return xr.DataArray(table, coords, dims=("heads", "mask", "statistic"))
+
+
+def log_attention_ratio(
+    maps: HeadMaps, heads: Mapping[str, Any], meanings: Sequence[str], *, min_area: float = 0.01
+) -> xr.DataArray:
+    """Which of two meanings the map of each set of heads prefers.
+
+    Parameters
+    ----------
+    maps : HeadMaps
+        Of a `DiagnosisStudy`: with the true masks ``truth_{meaning}``.
+    heads : mapping
+        Name -> heads, as for `ious`.
+    meanings : (str, str)
+        Of the word.
+    min_area : float
+        In [0, 1]: images where either meaning's mask, less the other's, covers less of the picture do not count.
+
+    Returns
+    -------
+    xarray.DataArray (image, set)
+        The logarithm of `attention_ratio` of the first meaning's mask against the second's: above 0 where the map is
+        stronger on the first. Pixels of both masks count for neither. Not a number where an image does not count.
+    """
+    weights = maps.weights(heads)
+    found = np.full((maps.n_images, len(weights)), np.nan)
+    for image in range(maps.n_images):
+        one, other = (maps.truth(image, meaning) for meaning in meanings)
+        first, second = one & ~other, other & ~one
+        if min(first.mean(), second.mean()) >= min_area:
+            heats = torch.cat(list(maps.heatmaps(weights, image=image))).numpy()
+            found[image] = np.log(attention_ratio(heats, first, second))
+    return xr.DataArray(found, {"set": weights["set"].values}, ("image", "set"), name="log attention ratio")
+
+
+def mean_attention(maps: HeadMaps, heads: Mapping[str, Any]) -> xr.DataArray:
+    """(image, set) mean attention, in [0, 1], that the heads of each set give to the word, over all pixels."""
+    weights = maps.weights(heads)
+    shares = torch.from_numpy(weights.values).double()
+    shares = shares / shares.sum(dim=1, keepdim=True)
+    found = []
+    for image in range(maps.n_images):
+        native = [(np.searchsorted(maps.heads, own).tolist(), values.double()) for own, values in maps.native(image)]
+        found.append(sum(shares[:, own] @ values.mean(dim=(1, 2)) for own, values in native).numpy())  # type: ignore
+    return xr.DataArray(np.stack(found), {"set": weights["set"].values}, ("image", "set"), name="attention")
+
+
+def map_correlation(maps: HeadMaps, heads: Mapping[str, Any]) -> xr.DataArray:
+    """(image) correlation, over pixels, of the maps of two sets of heads; 0 if one is constant."""
+    weights, found = maps.weights(heads), []
+    for image in range(maps.n_images):
+        one, other = torch.cat(list(maps.heatmaps(weights, image=image))).flatten(1).numpy()
+        constant = one.std() == 0 or other.std() == 0
+        found.append(0.0 if constant else float(np.corrcoef(one, other)[0, 1]))
+    return xr.DataArray(np.array(found), dims="image", name="correlation")
+
+
+def presence(maps: HeadMaps) -> xr.Dataset:
+    """How much of its word is in each picture of a study, by the study's segmenter.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``area`` (image): the share of the picture that the word's mask covers. ``score`` (image), in [0, 1]: the
+        score of the detection, 0 if there is none.
+    """
+    area = np.array([maps.truth(image).mean() for image in range(maps.n_images)])
+    score = np.nan_to_num(maps.dataset["truth_score"].values)
+    return xr.Dataset({"area": ("image", area), "score": ("image", score)}).assign_coords(
+        subject=("image", maps.subjects)
+    )
+
+
+def _each_image(
+    maps: HeadMaps,
+    heads: Any,
+    score: Callable[[torch.Tensor, np.ndarray], np.ndarray],
+    dim: str,
+    labels: Sequence[Any],
+    word: int | str,
+    truth: str,
+) -> xr.DataArray:
+    """(image, ..., dim) from `score`, which gives (set, label) of heat maps (set, y, x) and a mask (y, x)."""
+    weights = maps.weights(heads)
+    rows = weights.values.reshape(-1, weights.sizes["head"])
+    found = []
+    for image in range(maps.n_images):
+        mask = maps.truth(image, truth)
+        found.append(np.concatenate([score(block, mask) for block in maps.heatmaps(rows, image=image, word=word)]))
+    own = {name: c for name, c in weights.coords.items() if "head" not in c.dims}
+    coords: dict[Any, Any] = {**maps.image_coords, **own, dim: list(labels)}
+    values = np.stack(found).reshape(maps.n_images, *weights.shape[:-1], len(labels))
+    return xr.DataArray(values, coords, ("image", *weights.dims[:-1], dim))

@@ -1,0 +1,78 @@
+"""The explorer of every head's own map."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from IPython.display import HTML
+
+from ..evaluation.scores import attention_ratio
+from .base import _OneMap, _Setting
+
+ATTENTION = "attention on "  # how a head explorer's menu names a ranking by what is seen
+
+
+class HeadExplorer(_OneMap):
+    """Every head's own map on the grid of heads; pick heads by clicking, by rank, layer or resolution, and see the
+    average map of exactly those, and what each head is most relevant to.
+
+    Arguments as for `AggregationExplorer`. Where the results hold true masks, `truth` or `truth_{name}`, the ranking
+    may also be by the share of each head's attention that falls on one of them: see `attention_share`.
+
+    In a live kernel `heads` (head numbers) can be read and set, `ranking` (a concept, or "attention on {name}"),
+    `word`, `image`, `k` and `threshold` as well; `selection` is all of them, `heat`, `mask` and `iou` what they give.
+    """
+
+    kind = "heads"
+    ranking = _Setting("concept_0")
+
+    def __init__(
+        self,
+        results: Any,
+        rankings: Any,
+        *,
+        concept: str | None = None,
+        heads: Any = None,
+        k: int = 30,
+        threshold: float = 0.4,
+    ) -> None:
+        super().__init__(results, rankings, heads, k, threshold)
+        first = next(iter(self.rankings)) if concept is None else concept
+        regions = dict.fromkeys(name for item in self._items for name in item.truths)
+        self.controls["concept_0"] = self._concept_menu(first, "Rank by", [ATTENTION + name for name in regions])
+        self._link()
+        for name in ("k", "concept_0"):
+            self.controls[name].observe(self._rank_again, "value")
+
+    def _rank_again(self, change: Any) -> None:
+        self.view.picked = None
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        return super().selection | {"ranking": self.ranking}
+
+    @property
+    def heads(self) -> np.ndarray:
+        """Numbers of the picked heads; of the k first in the ranking, if none were picked by hand."""
+        return self.order[: self.k] if self.view.picked is None else np.array(self.view.picked, dtype=int)
+
+    @heads.setter
+    def heads(self, numbers: Sequence[int]) -> None:
+        picked, n_heads = sorted({int(number) for number in numbers}), len(self.view.random_order)
+        if wrong := [number for number in picked if not 0 <= number < n_heads]:
+            raise ValueError(f"heads {wrong} do not exist; the maps have heads 0 to {n_heads - 1}.")
+        self.view.picked = picked
+
+    @property
+    def order(self) -> np.ndarray:
+        """(head) head numbers in the order of the chosen ranking, the first the most relevant."""
+        if not self.ranking.startswith(ATTENTION):
+            return self.rankings[self.ranking]
+        truth = self.item.truths.get(self.ranking.removeprefix(ATTENTION))
+        if truth is None:
+            return np.arange(len(self.view.random_order))
+        shares = [attention_ratio(self._heat([head]).values, truth) for head in range(len(self.view.random_order))]
+        return np.argsort(-np.array(shares), kind="stable")
+
+    def static_html(self) -> HTML:
+        return self._static_html({f"{len(self.heads)} heads by {self.ranking}": self.heads, "all heads (DAAM)": "all"})

@@ -1,0 +1,148 @@
+"""Draw and explain: the explorers on a prompt of one's own, in a live kernel."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+import torch
+
+from ..attention.capture import capture
+from ..maps.head_maps import HeadMaps
+from ..maps.relevance import load_hrv
+from ..models.pipelines import EMBEDDED, load_pipeline
+from ..models.segmenters import load_segmenter
+from ..studies.base import GUIDANCE
+from .aggregation import AggregationExplorer
+from .diagnosis import DiagnosisExplorer
+from .heads import HeadExplorer
+
+
+class Workbench(widgets.VBox):
+    """A prompt, a word of it and a seed; a button that draws; and the three explorers, which then show the picture.
+
+    `pipe` is a pipeline or a name for `load_pipeline`; `relevance` a `HeadRelevance` of its heads, by default that of
+    `emoji-sd` for it. Words are parts of the prompt, several parted by commas. For `emoji-sd` the shipped segmenter
+    gives each word's true mask, where it knows the word.
+
+    `draw()` does what the button does. `results` are the maps, the picture and the masks; `explorer` the explorer now
+    looked at, whose `selection`, `heads` and `mask` are also the workbench's own. Raises ValueError if no relevance is
+    given and it is not the shipped model.
+    """
+
+    def __init__(
+        self,
+        pipe: Any = EMBEDDED,
+        relevance: Any = None,
+        *,
+        prompt: str = "a bear on the beach",
+        words: str | Sequence[str] = "bear",
+        seed: int = 0,
+        steps: int = 50,
+        guidance: float | None = None,
+    ) -> None:
+        super().__init__()
+        name = pipe if isinstance(pipe, str) else ""
+        if relevance is None and name != EMBEDDED:
+            raise ValueError(
+                f"relevance is needed for {name or type(pipe).__name__}: see relevance_for() or load_hrv()."
+            )
+        self.relevance = load_hrv(EMBEDDED) if relevance is None else relevance
+        self.pipe = load_pipeline(pipe) if isinstance(pipe, str) else pipe
+        self.guidance = GUIDANCE.get(name, 7.5) if guidance is None else guidance
+        self._segmenter = load_segmenter(EMBEDDED) if name == EMBEDDED else None
+        wide = {"layout": {"width": "auto"}}
+        text = words if isinstance(words, str) else ", ".join(words)
+        self.prompt = widgets.Text(prompt, description="Prompt", **wide)
+        self.words = widgets.Text(text, description="Words", **wide)
+        self.seed = widgets.IntText(seed, description="Seed", **wide)
+        self.steps = widgets.BoundedIntText(steps, 1, 1000, description="Steps", **wide)
+        self.button = widgets.Button(description="Draw and explain", button_style="primary")
+        self.progress = widgets.IntProgress(0, 0, 1, **wide)
+        self.message = widgets.Label()
+        self.explorers: list[Any] = []
+        self.results: HeadMaps | None = None
+        self.button.on_click(lambda button: self._draw_or_say_why_not())
+        self.views = widgets.Tab()
+        form = [self.prompt, self.words, self.seed, self.steps]
+        panel = widgets.GridBox(form).add_class("selattn-controls")
+        self.children = [panel, widgets.HBox([self.button, self.progress, self.message]), self.views]
+
+    def draw(self) -> HeadMaps:
+        """Generate the picture, show it in every explorer, and return the results.
+
+        Raises ValueError if a word is not in the prompt.
+        """
+        words = [word.strip() for word in self.words.value.split(",") if word.strip()]
+        self.progress.value, self.progress.max = 0, self.steps.value
+
+        def count(pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
+            self.progress.value = min(step + 1, self.progress.max)
+            return tensors
+
+        with capture(self.pipe, words) as maps:
+            [image] = self.pipe(
+                self.prompt.value,
+                num_inference_steps=self.steps.value,
+                guidance_scale=self.guidance,
+                generator=torch.Generator().manual_seed(self.seed.value),
+                callback_on_step_end=count,
+            ).images
+        masks = [self._mask(image, word) for word in words]
+        found = {f"truth_{word}": mask[None] for word, mask in zip(words, masks, strict=True) if mask is not None}
+        self.results = maps.head_maps().with_pictures([image], **found)
+        self._show(self.results)
+        return self.results
+
+    def _mask(self, image: Any, word: str) -> np.ndarray | None:
+        if self._segmenter is None:
+            return None
+        try:
+            return self._segmenter([image], [word])[0]
+        except ValueError:  # a word that the segmenter does not know
+            return None
+
+    def _show(self, results: HeadMaps) -> None:
+        if self.explorers:
+            for explorer in self.explorers:
+                explorer.show(results)
+            return
+        concepts = [str(name) for name in self.relevance.scores["concept"].values]
+        k = min(30, self.relevance.scores.sizes["head"])
+        self.explorers = [
+            AggregationExplorer(results, self.relevance, k=k),
+            HeadExplorer(results, self.relevance, k=k),
+            DiagnosisExplorer(results, self.relevance, k=k, concepts=concepts[:2]),
+        ]
+        self.views.children = self.explorers
+        self.views.titles = ["Aggregation", "Heads", "Diagnosis"]
+        self.views.selected_index = 0
+
+    def _draw_or_say_why_not(self) -> None:
+        self.button.disabled, self.message.value = True, "drawing ..."
+        try:
+            self.draw()
+            self.message.value = f"“{self.prompt.value}”, seed {self.seed.value}"
+        except (ValueError, RuntimeError) as error:
+            self.message.value = str(error)
+        finally:
+            self.button.disabled = False
+
+    @property
+    def explorer(self) -> Any:
+        """The explorer on the tab that is open; RuntimeError before anything is drawn."""
+        if not self.explorers:
+            raise RuntimeError("Nothing is drawn yet: press the button, or call draw().")
+        return self.explorers[self.views.selected_index or 0]
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        return self.explorer.selection
+
+    @property
+    def heads(self) -> Any:
+        return self.explorer.heads
+
+    @property
+    def mask(self) -> Any:
+        return self.explorer.mask

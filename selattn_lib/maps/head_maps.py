@@ -1,0 +1,363 @@
+"""Head maps as data: what a capture, a study or a file of results gives."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from PIL import Image
+
+from .aggregation import bicubic_weights, normalise_, upsample
+from .head_sets import HeadSelection, head_numbers, head_weights
+from .overlay import overlay
+
+PIXELS_AT_ONCE = 2**19  # upsampled pixels held at a time: 2 MB in float32, which a processor's cache holds
+
+
+@dataclass(frozen=True, eq=False)
+class HeadMaps:
+    """The attention maps of every head, for some words in some pictures.
+
+    A thin layer over one xarray dataset, which is what studies store. Its variables are
+
+    - ``maps_{h}x{w}`` (image, word, head_{h}x{w}, y_{h}x{w}, x_{h}x{w}): attention in [0, 1], one variable for each
+      native grid, as the mean over the network's calls (Eq. 2 before its mean over heads). The coordinate
+      ``head_{h}x{w}`` holds global head numbers, ``place_{h}x{w}`` the block of each. Maps that are kept call by call
+      or in windows have the dimension ``call`` or ``window`` after ``word``.
+    - ``image_rgb`` (image, y, x, rgb) uint8, where there are pictures.
+    - ``truth`` or ``truth_{name}`` (image, y, x) bool, where there are true masks.
+
+    Coordinates along ``image``, such as ``subject`` and ``seed``, say what a picture is of. The attributes ``height``
+    and ``width`` are the pictures' size in pixels, ``n_heads`` the number of heads of the ``model``.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        Variables and attributes as above.
+
+    Raises
+    ------
+    ValueError
+        If the dataset holds no maps.
+
+    Examples
+    --------
+    >>> from selattn_lib.maps.head_maps import HeadMaps
+    >>> rng = np.random.default_rng(0)
+    >>> values = ("image", "word", "head_2x2", "y_2x2", "x_2x2"), rng.random((1, 1, 3, 2, 2))
+    >>> coords = {"word": ["bear"], "head_2x2": [0, 1, 2]}
+    >>> maps = HeadMaps(xr.Dataset({"maps_2x2": values}, coords, {"height": 16, "width": 16}))
+    >>> maps
+    HeadMaps: 1 image of 16 x 16 pixels, words bear, 3 heads (2x2: 3)
+    >>> maps.heatmap("bear", heads=[0, 2]).shape
+    (16, 16)
+    """
+
+    dataset: xr.Dataset
+
+    def __post_init__(self) -> None:
+        if not self.grids:
+            raise ValueError(f"no maps_HxW in a dataset of {list(self.dataset.data_vars)}: expected head maps")
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        images = f"{self.n_images} image{'s' * (self.n_images > 1)} of {height} x {width} pixels"
+        grids = ", ".join(f"{h}x{w}: {len(numbers)}" for (h, w), numbers in self.grids.items())
+        return f"HeadMaps: {images}, words {', '.join(self.words)}, {self.n_heads} heads ({grids})"
+
+    @property
+    def grids(self) -> dict[tuple[int, int], np.ndarray]:
+        """(height, width) of each native grid -> the numbers of its heads."""
+        names = [str(name) for name in self.dataset.data_vars]
+        matches = [match for name in names if (match := re.fullmatch(r"maps_(\d+)x(\d+)", name))]
+        return {(int(m[1]), int(m[2])): self.dataset[f"head_{m[1]}x{m[2]}"].values for m in matches}
+
+    @property
+    def heads(self) -> np.ndarray:
+        """(head) the numbers of the heads that are held, ascending."""
+        return np.sort(np.concatenate(list(self.grids.values())))
+
+    @property
+    def n_heads(self) -> int:
+        """How many heads are held."""
+        return len(self.heads)
+
+    @property
+    def grid_of_head(self) -> np.ndarray:
+        """(head) the grid of each head that is held, such as "16x16"."""
+        numbers = np.concatenate(list(self.grids.values()))
+        names = np.repeat([f"{h}x{w}" for h, w in self.grids], [len(own) for own in self.grids.values()])
+        return names[np.argsort(numbers)]
+
+    @property
+    def words(self) -> list[str]:
+        """The words; "subject" where every picture has a word of its own."""
+        return [str(word) for word in self.dataset["word"].values]
+
+    @property
+    def n_images(self) -> int:
+        """How many pictures."""
+        return self.dataset.sizes["image"]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the pictures in pixels."""
+        return int(self.dataset.attrs["height"]), int(self.dataset.attrs["width"])
+
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+        return str(self.dataset.attrs.get("model", "unnamed"))
+
+    @property
+    def pictures(self) -> np.ndarray:
+        """(image, y, x, rgb) uint8; ValueError if there are none."""
+        if "image_rgb" not in self.dataset:
+            raise ValueError("these maps have no pictures: add them by maps.with_pictures(images)")
+        return self.dataset["image_rgb"].values
+
+    @property
+    def truths(self) -> dict[str, xr.DataArray]:
+        """name -> true masks (image, y, x) bool, each read where it is used: "truth", or the {name} of truth_{name}."""
+        found = {str(name): mask for name, mask in sorted(self.dataset.data_vars.items())}
+        masks = {name: mask for name, mask in found.items() if re.match("truth(_|$)", name) and mask.ndim == 3}
+        return {name.removeprefix("truth_"): mask for name, mask in masks.items()}
+
+    def truth(self, image: int, name: str = "truth") -> np.ndarray:
+        """(y, x) bool, one true mask; ValueError if there is none of this name."""
+        if name not in self.truths:
+            raise ValueError(f"no true masks {name!r} in these results: they hold {list(self.truths) or 'none'}")
+        return self.truths[name].isel(image=image).values.astype(bool)
+
+    @property
+    def subjects(self) -> np.ndarray:
+        """(image) the word that each picture is of, by which intervals and tests group them."""
+        return self.dataset["subject"].values
+
+    @property
+    def image_coords(self) -> dict[str, Any]:
+        """Name -> coordinate along `image`, such as subject, seed and prompt."""
+        return {str(name): coord for name, coord in self.dataset.coords.items() if coord.dims == ("image",)}
+
+    def weights(self, heads: Any) -> xr.DataArray:
+        """(..., head) any choice of these heads as weights: see `selattn_lib.maps.head_sets.head_weights`."""
+        return head_weights(heads, self.heads)
+
+    def select(self, **indexers: Any) -> "HeadMaps":
+        """Some of the pictures, words or windows, by position: ``maps.select(image=[0, 3], window=1)``."""
+        return HeadMaps(self.dataset.isel(indexers))
+
+    def with_pictures(self, images: Sequence[Any], **truths: Any) -> "HeadMaps":
+        """These maps with pictures, and with true masks, for figures and explorers.
+
+        Parameters
+        ----------
+        images : sequence of PIL.Image.Image or of arrays (y, x, rgb) uint8
+            As many as there are images in the maps.
+        **truths : array (image, y, x) bool
+            True masks, named ``truth`` or ``truth_{name}``; where a name is one of the words, each word has the mask
+            of its name alone.
+        """
+        pictures = np.stack([np.asarray(image) for image in images])
+        masks = {name: (("image", "y", "x"), np.asarray(mask)) for name, mask in truths.items()}
+        return HeadMaps(self.dataset.assign({"image_rgb": (("image", "y", "x", "rgb"), pictures)} | masks))
+
+    def native(self, image: int = 0, word: int | str = 0) -> list[tuple[np.ndarray, torch.Tensor]]:
+        """[(head numbers, maps (head, y, x) float32)] of one picture and word, for each native grid.
+
+        Maps kept call by call are averaged. Raises ValueError on a word, IndexError on a number that is not held.
+        """
+        word = self._word_number(image, word)
+        for dim, index in (("image", image), ("word", word)):
+            if not -self.dataset.sizes[dim] <= index < self.dataset.sizes[dim]:
+                raise IndexError(f"{dim} {index} was asked for, of {self.dataset.sizes[dim]} in these maps")
+        found = []
+        for (height, width), numbers in self.grids.items():
+            values = self.dataset[f"maps_{height}x{width}"].isel(image=image, word=word)
+            values = values.mean("call") if "call" in values.dims else values
+            found.append((numbers, torch.from_numpy(values.values.astype(np.float32))))
+        return found
+
+    def heatmap(
+        self,
+        word: int | str = 0,
+        heads: HeadSelection = "all",
+        *,
+        image: int = 0,
+        weights: Sequence[float] | np.ndarray | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> xr.DataArray:
+        """The mean map of some heads, upsampled to the picture's size and min-max normalised (Eq. 2, Eq. 4).
+
+        Parameters
+        ----------
+        word : int or str
+            A word, as it was asked for, or its number.
+        heads : str or sequence of int
+            "all" (DAAM, Eq. 2); head numbers (Eq. 4); or "daam", the variant of the `daam` package 0.2.0: without the
+            mid block, each map upsampled to the largest grid and clamped at 0 before the mean. That is the package's
+            arithmetic at the model's own size, for words of one token.
+        image : int
+            Which picture.
+        weights : sequence of float, optional
+            One a head, 0 or more, for a weighted mean.
+        size : (int, int), optional
+            (height, width) in pixels; the picture's own by default.
+
+        Returns
+        -------
+        xarray.DataArray (y, x)
+            Values in [0, 1]; zeros where the mean map is constant.
+
+        Raises
+        ------
+        ValueError
+            On words and heads that are not held, on weights that do not fit, and on "daam" where heads are missing.
+        """
+        size = size or self.size
+        if isinstance(heads, str) and heads == "daam":
+            if weights is not None:
+                raise ValueError("heads='daam' is an unweighted mean: expected head numbers with weights")
+            heat = normalise_(self._daam(self.native(image, word), size))
+        else:
+            numbers = head_numbers(heads, self.heads)
+            share = np.ones(len(numbers)) if weights is None else np.asarray(weights, dtype=float)
+            if share.shape != numbers.shape:
+                raise ValueError(f"weights has shape {share.shape} for {len(numbers)} heads: expected one a head")
+            if not share.sum() > 0:
+                raise ValueError("weights must have a positive sum")
+            row = np.zeros((1, self.n_heads), np.float32)
+            row[0, np.searchsorted(self.heads, numbers)] = share / share.sum()
+            [[heat]] = self.heatmaps(row, image=image, word=word, size=size)
+        return xr.DataArray(heat.numpy(), dims=("y", "x"))
+
+    def heatmaps(
+        self,
+        weights: Any,
+        *,
+        image: int = 0,
+        word: int | str = 0,
+        size: tuple[int, int] | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """Yield the heat maps of many sets of heads, some at a time.
+
+        Bicubic upsampling is linear, so the maps of one grid are summed first and only the sums are upsampled; it is
+        also separable, so that two small matrix products do it.
+
+        Parameters
+        ----------
+        weights : array (set, head)
+            A row a set: ones and zeros select heads (Eq. 4), other numbers weight them. Heads as in `self.heads`.
+        image, word, size
+            As for `heatmap`.
+
+        Yields
+        ------
+        torch.Tensor (some sets, y, x)
+            Values in [0, 1], in the order of the sets.
+        """
+        height, width = size or self.size
+        rows = torch.as_tensor(np.asarray(weights, dtype=np.float32))
+        native = [(np.searchsorted(self.heads, own).tolist(), maps) for own, maps in self.native(image, word)]
+        down = torch.cat([bicubic_weights(maps.shape[1], height) for _, maps in native], dim=1)  # (height, all rows)
+        for block in rows.split(max(1, PIXELS_AT_ONCE // (height * width))):
+            across = [
+                torch.einsum("sh,hyx->syx", block[:, own], maps) @ bicubic_weights(maps.shape[2], width).T
+                for own, maps in native
+            ]
+            yield normalise_(down @ torch.cat(across, dim=1))
+
+    def overlay(
+        self, word: int | str = 0, heads: HeadSelection = "all", *, image: int = 0, threshold: float | None = 0.4
+    ) -> Image.Image:
+        """The picture under the heat map of some heads, with a line round what is above `threshold`.
+
+        Parameters are those of `heatmap`; a true mask of the name ``truth`` is outlined by dashes.
+        """
+        heat = self.heatmap(word, heads, image=image).values
+        truth = self.truth(image) if "truth" in self.truths else None
+        return Image.fromarray(overlay(self.dataset["image_rgb"][image].values, heat, threshold=threshold, truth=truth))
+
+    def save(
+        self, folder: str | Path, heads: HeadSelection = "all", *, threshold: float = 0.4, name: str = ""
+    ) -> list[Path]:
+        """Write the overlay, the map and the mask of every picture and word as PNG files.
+
+        Parameters
+        ----------
+        folder : path
+            Made if it is not there.
+        heads : str or sequence of int
+            As for `heatmap`.
+        threshold : float
+            In (0, 1): the mask is what lies strictly above it (Eq. 5).
+        name : str, optional
+            Names the heads in the files' names; by default "all" or, for 30 heads, "30-heads".
+
+        Returns
+        -------
+        list of pathlib.Path
+            ``{image}-{word}-{name}-overlay.png`` where there are pictures, ``...-map.png`` (grey, 0 to 255) and
+            ``...-mask.png`` (0 or 255).
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = name or (heads if isinstance(heads, str) else f"{len(heads)}-heads")
+        written = []
+        for image in range(self.n_images):
+            for number in range(len(self.words)):
+                heat = self.heatmap(number, heads, image=image).values
+                files = {
+                    "map": Image.fromarray((heat * 255).round().astype(np.uint8)),
+                    "mask": Image.fromarray((heat > threshold).astype(np.uint8) * 255),
+                }
+                if "image_rgb" in self.dataset:
+                    files["overlay"] = self.overlay(number, heads, image=image, threshold=threshold)
+                word = re.sub(r"[^\w-]+", "-", self.word(image, number))
+                for kind, picture in files.items():
+                    written.append(folder / f"{image:03d}-{word}-{name}-{kind}.png")
+                    picture.save(written[-1])
+        return written
+
+    def word(self, image: int, number: int = 0) -> str:
+        """A word of one picture, by its number."""
+        own = [name for name in ("own_words", "subject") if name in self.dataset.coords]
+        if not own or not self.words[number].startswith("subject"):
+            return self.words[number]
+        return str(np.atleast_1d(self.dataset[own[0]].values[image])[number])
+
+    def _word_number(self, image: int, word: int | str) -> int:
+        if not isinstance(word, str):
+            return int(word)
+        known = [self.words, [self.word(image, number) for number in range(len(self.words))]]
+        for labels in known:
+            if word in labels:
+                return labels.index(word)
+        raise ValueError(f"the word {word!r} is not in these maps: they hold {known[1]}")
+
+    def _daam(self, native: list[tuple[np.ndarray, torch.Tensor]], size: tuple[int, int]) -> torch.Tensor:
+        total = self.dataset.attrs.get("n_heads")
+        if total and self.n_heads < total:
+            raise ValueError(f"heads='daam' needs all {total} heads of the model: these maps hold {self.n_heads}")
+        height, width = max((maps.shape[1:] for _, maps in native), key=lambda grid: grid[0] * grid[1])
+        upsampled = []
+        for _, maps in native:
+            block = f"place_{maps.shape[1]}x{maps.shape[2]}"
+            if block not in self.dataset.coords:
+                raise ValueError(f"heads='daam' leaves out the mid block, but the maps lack the coordinate {block!r}")
+            chosen = maps[self.dataset[block].values != "mid"]
+            if len(chosen):
+                upsampled.append(upsample(chosen, (height, width)).clamp(min=0))
+        return upsample(torch.cat(upsampled).mean(dim=0, keepdim=True), size)[0]
+
+
+def heatmap(
+    maps: HeadMaps | xr.Dataset, heads: HeadSelection = "all", *, image: int = 0, word: int | str = 0, **options: Any
+) -> xr.DataArray:
+    """`HeadMaps.heatmap` of maps, or of the dataset of maps: (y, x) in [0, 1]."""
+    maps = maps if isinstance(maps, HeadMaps) else HeadMaps(maps)
+    return maps.heatmap(word, heads, image=image, **options)

@@ -1,0 +1,169 @@
+"""Head relevance vectors (HRV, Eq. 3): which heads look where a visual concept's words look.
+
+While any images are generated, every head votes, at every call of the UNet, for the concept whose word, drawn
+at random, receives most of its attention. A concept's relevance vector is its share of the votes.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+from zipfile import BadZipFile
+
+import numpy as np
+import xarray as xr
+
+from ..concepts import load_concepts
+from ..models.families import UNet
+
+HEAD_NAME = re.compile(r"(down|mid|up), layer: (\d+), head: (\d+)")
+
+
+@dataclass(frozen=True)
+class HeadRelevance:
+    """Relevance of every head for every concept.
+
+    `scores` (concept, head): the votes, each row scaled to an L1 norm of H, the number of heads; a row
+    without votes is 0. `counts` (concept, head): the votes themselves, None where only scores are published.
+    """
+
+    scores: xr.DataArray
+    counts: xr.DataArray | None = None
+
+    @classmethod
+    def from_counts(cls, counts: xr.DataArray) -> Self:
+        """Scale votes (concept, head), or (image, concept, head) to be summed over images, to scores."""
+        if "image" in counts.dims:
+            counts = counts.sum("image", keep_attrs=True)
+        counts = counts.transpose("concept", "head")
+        total = counts.sum("head")
+        return cls(counts / total.where(total > 0, 1) * counts.sizes["head"], counts)
+
+    def ranking(self, concept: str) -> np.ndarray:
+        """(head) head numbers, the most relevant first; of equal heads the lower number first.
+
+        Raises ValueError if the concept is not known.
+        """
+        names = self.scores["concept"].values.tolist()
+        if concept not in names:
+            raise ValueError(f"Concept {concept!r} is not known; these are: {', '.join(names)}")
+        return np.argsort(-self.scores.values[names.index(concept)], kind="stable")
+
+    def top(self, concept: str, k: int) -> np.ndarray:
+        """The k most relevant heads, the most relevant first; ValueError unless 1 <= k <= H."""
+        return self.ranking(concept)[: self._checked(k)]
+
+    def bottom(self, concept: str, k: int) -> np.ndarray:
+        """The k least relevant heads, the least relevant last; ValueError unless 1 <= k <= H."""
+        return self.ranking(concept)[-self._checked(k) :]
+
+    def _checked(self, k: int) -> int:
+        n_heads = self.scores.sizes["head"]
+        if not 1 <= k <= n_heads:
+            raise ValueError(f"k={k} heads of {n_heads} were asked for; k must be 1 to {n_heads}.")
+        return k
+
+    def save(self, path: str | Path) -> None:
+        """Write one .npz file, without pickles."""
+        arrays = {
+            "scores": self.scores.values,
+            "concepts": np.array(self.scores["concept"].values, dtype=str),
+            "heads": np.array(self.scores["head"].values, dtype=str),
+        }
+        if self.counts is not None:
+            arrays["counts"] = self.counts.values
+        np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: str | Path, *, concepts: Sequence[str] | None = None) -> Self:
+        """Read what `save` wrote, or a folder of published HRVs.
+
+        Such a folder holds two .npy files: numbers (concept, head) and the heads' names, such as
+        "down, layer: 0, head: 3". It does not name the concepts: `concepts` does, in the order of the rows;
+        by default they are the HRV paper's 34.
+
+        Heads are put in order, down, mid, up, whatever their order in the file; nothing is unpickled. Raises
+        FileNotFoundError if there is nothing at `path`, ValueError if the contents do not fit: the shape, the heads'
+        names, or a row that is neither 0 nor of L1 norm H.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(f"No head relevance at {path}: no .npz file and no folder of .npy files.")
+        if path.is_dir():
+            return cls._load_published(path, concepts)
+        file = _arrays(path)
+        if missing := {"scores", "concepts", "heads"} - set(file):
+            raise ValueError(f"{path} holds {sorted(file)} but no {sorted(missing)}; save() writes them.")
+        concepts, heads = file["concepts"].tolist(), file["heads"].tolist()
+        scores = _normed(_table(file["scores"], concepts, heads, path), path)
+        return cls(scores, _table(file["counts"], concepts, heads, path) if "counts" in file else None)
+
+    @classmethod
+    def _load_published(cls, folder: Path, concepts: Sequence[str] | None) -> Self:
+        arrays = [array for file in sorted(folder.glob("*.npy")) for array in _arrays(file).values()]
+        numbers = [array for array in arrays if array.dtype.kind == "f"]
+        names = [array for array in arrays if array.dtype.kind == "U"]
+        if len(numbers) != 1 or len(names) != 1:
+            raise ValueError(
+                f"{folder} holds {len(numbers)} .npy files of floats and {len(names)} of strings; one of "
+                "each is expected: the vectors (concept, head) and the names of the heads."
+            )
+        concepts = list(load_concepts("paper")) if concepts is None else list(concepts)
+        return cls(_normed(_table(numbers[0], concepts, names[0].ravel().tolist(), folder), folder))
+
+
+def load_hrv(model_or_path: str | Path) -> HeadRelevance:
+    """Load head relevance: "emoji-sd" for the embedded model's, or a path as for `HeadRelevance.load`."""
+    if str(model_or_path) == "emoji-sd":
+        return HeadRelevance.load(Path(__file__).parent / "emoji" / "hrv.npz")
+    return HeadRelevance.load(model_or_path)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file, or the one of a .npy file; ValueError if it is damaged or would need unpickling."""
+    try:
+        file: Any = np.load(path, allow_pickle=False)
+        return {"": file} if isinstance(file, np.ndarray) else {name: file[name] for name in file}
+    except (ValueError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{path} is damaged, or pickled, and is not read: {error}") from error
+
+
+def _table(values: np.ndarray, concepts: Sequence[str], heads: Sequence[str], source: Path) -> xr.DataArray:
+    if values.shape != (len(concepts), len(heads)):
+        raise ValueError(
+            f"{source} holds an array of shape {values.shape}; {len(concepts)} concepts x {len(heads)} heads "
+            "were expected."
+        )
+    parts = [HEAD_NAME.fullmatch(head) for head in heads]
+    if bad := [head for head, part in zip(heads, parts, strict=True) if not part] or _repeated(heads):
+        raise ValueError(
+            f"{source} names heads {bad[:3]}: expected names such as 'down, layer: 0, head: 3', each once."
+        )
+    rank = [(UNet.blocks.index(part[1]), int(part[2]), int(part[3])) for part in parts if part]
+    coords = {"concept": list(concepts), "head": list(heads)}
+    table = xr.DataArray(values, dims=("concept", "head"), coords=coords)
+    return table.isel(head=sorted(range(len(heads)), key=rank.__getitem__))
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    return [name for name, times in Counter(names).items() if times > 1]
+
+
+def _normed(scores: xr.DataArray, source: Path) -> xr.DataArray:
+    """`scores` (concept, head) themselves, if they are head relevance: 0 or more, each row 0 or of L1 norm H."""
+    if not (np.isfinite(scores.values) & (scores.values >= 0)).all():
+        raise ValueError(f"{source} holds values that are negative or no numbers; head relevance is 0 or more.")
+    heads, norms = scores.sizes["head"], scores.sum("head").values
+    for concept, norm in zip(scores["concept"].values, norms, strict=True):
+        if norm and abs(norm - heads) > 0.01 * heads:
+            raise ValueError(f"{source}: the row of {concept} has an L1 norm of {norm:.4g}; {heads} was expected.")
+    return scores
+
+
+def concentration(relevance: HeadRelevance, k: int = 30) -> xr.DataArray:
+    """(concept) how peaked each head relevance vector is: the share of its votes that its top k heads have, k / H if
+    all heads are alike."""
+    scores = np.sort(relevance.scores.transpose("concept", "head").values, axis=1)
+    return relevance.scores["concept"].copy(data=scores[:, -k:].sum(axis=1) / scores.sum(axis=1)).rename("share")

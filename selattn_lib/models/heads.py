@@ -1,0 +1,133 @@
+"""The heads of a model that attend to the text, and the one order in which everything here numbers them."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .families import find_family
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer that attends to the text; `first` is the global number of its head 0, `stride` the number of
+    latents a side that one pixel of its maps stands for."""
+
+    name: str
+    block: str
+    index: int
+    n_heads: int
+    first: int
+    stride: int
+
+    def grid(self, latent: Sequence[int]) -> tuple[int, int]:
+        """(height, width) of its maps for a latent of (height, width), rounded up."""
+        height, width = (-(-side // self.stride) for side in latent)
+        return height, width
+
+
+@dataclass(frozen=True)
+class Heads:
+    """All heads of one model that attend to the text, by block and layer: down blocks, mid block, up blocks in a
+    UNet, "joint" blocks in SD3, "double" then "single" blocks in FLUX.
+
+    `len(heads)` is the number H of heads (128 for SD v1, 1,300 for SDXL); iterating gives the layers.
+    """
+
+    layers: tuple[Layer, ...]
+
+    def __len__(self) -> int:
+        return sum(layer.n_heads for layer in self.layers)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    @property
+    def names(self) -> list[str]:
+        """One name per head, such as "down, layer: 0, head: 3"."""
+        return [
+            f"{layer.block}, layer: {layer.index}, head: {head}"
+            for layer in self.layers
+            for head in range(layer.n_heads)
+        ]
+
+    @property
+    def block(self) -> np.ndarray:
+        """(head) "down", "mid" or "up"; "joint" in SD3; "double" or "single" in FLUX."""
+        return np.array([layer.block for layer in self.layers for _ in range(layer.n_heads)])
+
+    @property
+    def layer(self) -> np.ndarray:
+        """(head) number of the head's layer within its block."""
+        return np.array([layer.index for layer in self.layers for _ in range(layer.n_heads)])
+
+    @property
+    def head(self) -> np.ndarray:
+        """(head) number of the head within its layer."""
+        return np.array([head for layer in self.layers for head in range(layer.n_heads)])
+
+    def coords(self) -> dict[str, Any]:
+        """Coordinates for an xarray object with a dimension `head`."""
+        return {
+            "head": self.names,
+            "block": ("head", self.block),
+            "layer": ("head", self.layer),
+            "head_in_layer": ("head", self.head),
+        }
+
+
+def cross_attention_heads(pipe_or_network: Any) -> Heads:
+    """List the heads that attend to the text, of a diffusers pipeline or of its UNet or transformer.
+
+    Raises ValueError if the model is of no family in `selattn_lib.families`, if it is compiled, if it has no such
+    layer, or if any of those layers computes its attention in a way that capture does not reproduce (all such layers
+    are listed).
+    """
+    family, network = find_family(pipe_or_network)
+    found = list(family.find(network))
+    problems = [f"{each.name}: {problem}" for each in found if (problem := family.problem(each))]
+    problems += [
+        f"{name or type(network).__name__}: is compiled, which leaves out what listens to it"
+        for name, module in network.named_modules()
+        if module._compiled_call_impl is not None
+    ]
+    if problems:
+        raise ValueError(
+            "These cross-attention layers cannot be captured; load the model without what is named here:\n  "
+            + "\n  ".join(problems)
+        )
+    if not found:
+        raise ValueError(f"{type(network).__name__} has no cross-attention; a text-to-image network is needed.")
+    by_place = [[each for each in found if each.block == block] for block in family.blocks]
+    listed = [(i, each) for members in by_place for i, each in enumerate(members)]
+    firsts = accumulate((each.attention.heads for _, each in listed), initial=0)
+    return Heads(
+        tuple(
+            Layer(each.name, each.block, i, each.attention.heads, first, each.stride)
+            for (i, each), first in zip(listed, firsts, strict=False)
+        )
+    )
+
+
+HEAD_NAME = re.compile(r"(\w+), layer: (\d+), head: (\d+)")
+
+
+def head_table(heads: Any) -> pd.DataFrame:
+    """One row a head, columns block, layer, head, row, from head names or an object with `.names`.
+
+    `row` numbers the layers in the order of the heads. Raises ValueError on a name that is not of the form
+    "down, layer: 0, head: 3".
+    """
+    names = [str(name) for name in getattr(heads, "names", heads)]
+    matches = [HEAD_NAME.fullmatch(name) for name in names]
+    if wrong := [name for name, match in zip(names, matches, strict=True) if match is None]:
+        raise ValueError(f"{wrong[0]!r} is no head's name; names such as 'down, layer: 0, head: 3' are expected.")
+    table = pd.DataFrame([match.groups() for match in matches if match], columns=["block", "layer", "head"])
+    table[["layer", "head"]] = table[["layer", "head"]].astype(int)
+    table["name"] = names
+    table["row"] = table.groupby(["block", "layer"], sort=False).ngroup()
+    return table

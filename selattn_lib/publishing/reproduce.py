@@ -1,0 +1,256 @@
+"""`selattn reproduce`: the paper's experiments (chapters 1 to 5) on a model of one's own, with a book of their own."""
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import psutil
+import torch
+import yaml
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from nbformat.v4 import new_markdown_cell
+from tqdm import tqdm
+
+from ..concepts import benchmark_words
+from ..models.heads import cross_attention_heads
+from ..models.pipelines import DTYPES, model_source, pick_device, unet_layout
+from ..studies.base import StudyBase, concepts_of, runs_folder
+from ..studies.generated import DiagnosisStudy, Study
+from ..studies.relevance import RelevanceStudy, relevance_for
+from ..studies.store import count_finished
+from .build import build_book, stage
+from .notebooks import run
+
+CHAPTERS = ("01_head_relevance", "02_segmentation", "03_most_vs_least", "04_mouse_diagnosis", "05_ablation")
+
+
+NOTE = """```{{admonition}} Run on {model}
+:class: warning
+Every figure, table and printed number of this copy of the chapter was made with **{model}** by `selattn reproduce`. The
+words around them were written about `emoji-sd`.
+```"""
+
+
+ANSWER = "**Answer.** Yours to give: what stands above was measured on {model}."
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What to run: the arguments of `selattn reproduce`, as typed, which says what each of them is."""
+
+    model: str
+    out: Path | None
+    device: str | None
+    dtype: str
+    batch: int
+    offload: bool
+    words: int
+    seeds: int
+    steps: int
+    hrv: str
+    hrv_images: int
+    segmenter: str
+
+    def run(self, root: Path, *, dry: bool = False) -> None:
+        """Say what will be done, and unless `dry` do it, with the notebooks and the book's pages of repository `root`.
+
+        All studies are computed here, under one progress bar; the notebooks find them done. Raises ValueError on
+        anything out of range, OSError if the model cannot be loaded, MemoryError if it does not fit.
+        """
+        if not all((notebook := root / "notebooks" / f"{name}.ipynb").exists() for name in CHAPTERS):
+            raise FileNotFoundError(f"{notebook} does not exist: run this in the folder of the book's repository")
+        os.environ["SELATTN_DEVICE"] = pick_device(self.device)  # seen by the notebooks' kernels, as by this process
+        os.environ["SELATTN_OFFLOAD"] = str(int(self.offload))
+        studies = self.studies()
+        plan = self.plan(studies)
+        print(f"The paper's experiments on {self.model}\n")
+        print("\n".join(f"  {name:10s} {text}" for name, text in plan.items()), flush=True)
+        if dry:
+            return
+        there, images = sum(count_finished(study.folder) for study in studies), sum(study.size for study in studies)
+        with tqdm(total=images, initial=there, unit="image", desc="all studies") as bar:
+            while studies:
+                studies.pop(0).load_or_compute(bar=bar)  # one model in memory at a time
+        notebooks = [root / "notebooks" / f"{name}.ipynb" for name in CHAPTERS]
+        run(notebooks, self.folder / "notebooks", self.parameters())
+        print(self.book(root, plan).resolve())
+
+    @property
+    def folder(self) -> Path:
+        """Where everything goes but the studies."""
+        name = Path(self.model).resolve().name if Path(self.model).is_dir() else self.model
+        return self.out or runs_folder() / f"reproduce-{re.sub(r'[^0-9A-Za-z.-]+', '-', name)}"
+
+    def parameters(self) -> dict[str, Any]:
+        """name -> value, of which each notebook takes those that it has."""
+        names = ("model", "dtype", "batch", "seeds", "steps", "hrv", "hrv_images", "segmenter")
+        settings = {name: getattr(self, name) for name in names}
+        words = {"words": list(self.animals()), "examples": list(self.animals(3))}
+        return {**settings, **words, "example_seeds": 1, "hrv_steps": self.steps}
+
+    def studies(self) -> list[StudyBase]:
+        """What the notebooks will ask for; raises ValueError on anything out of range."""
+        common: dict[str, Any] = {name: getattr(self, name) for name in ("model", "dtype", "batch", "steps")}
+        uses_segmenter = {**common, "segmenter": self.segmenter}
+        if self.hrv:
+            relevance_for(self.model, self.hrv)
+        studies = [
+            *([] if self.hrv else [RelevanceStudy(images=self.hrv_images, **common)]),
+            Study(words=self.animals(3), seeds=1, **uses_segmenter),  # the first chapter's examples
+            Study(words=self.animals(), seeds=self.seeds, **uses_segmenter),
+            DiagnosisStudy(seeds=self.seeds, **uses_segmenter),
+        ]
+        return list({study.folder: study for study in studies}.values())
+
+    def animals(self, most: int = 10) -> tuple[str, ...]:
+        """The words of the paper's benchmark that are wanted, or the first of them."""
+        return tuple(benchmark_words("Animals", concepts_of(self.model))[: min(self.words, most)])
+
+    def plan(self, studies: Sequence[StudyBase]) -> dict[str, str]:
+        """What will be done and what it will take, in words."""
+        unet, device, dtype = unet_layout(self.model), os.environ["SELATTN_DEVICE"], studies[-1].dtype
+        heads, side = cross_attention_heads(unet), unet.config.sample_size
+        there, images = sum(count_finished(study.folder) for study in studies), sum(study.size for study in studies)
+        drawn = sum(study.size for study in studies if not isinstance(study, RelevanceStudy))
+        parameters = sum(weight.numel() for weight in unet.parameters())
+        together = 1 if device == "cpu" else self.batch
+        seconds, memory = time_call(unet, device, dtype, together)
+        calls = (images - there) * (self.steps + 1)
+        maps = 2 * sum(layer.n_heads * prod(layer.grid((side, side))) for layer in heads)
+        pixels = (8 * side) ** 2  # an RGB picture and, a byte each, two masks of it
+        runs = runs_folder().absolute()
+        disk = shutil.disk_usage(next(folder for folder in (runs, *runs.parents) if folder.exists())).free
+        return {
+            "model": f"{model_source(self.model)}, {len(heads)} heads, {parameters / 1e9:.2f} G parameters in the UNet",
+            "device": f"{device}, {dtype}, {self.batch} images at a time" + ", offloaded" * self.offload,
+            "relevance": f"of {len(concepts_of(self.model))} concepts, "
+            + (f"from {self.hrv}" if self.hrv else f"counted on {self.hrv_images:,} images"),
+            "benchmark": f"{self.words} words x {self.seeds} seeds, {self.seeds} images of the mouse, "
+            f"{len(self.animals(3))} to explore",
+            "masks": f"by {studies[-1].model_dump()['segmenter']}",
+            "images": f"{images:,} of {self.steps} steps; {there:,} of them are there already",
+            "time": f"{timedelta(seconds=round(calls * seconds / together))}, estimated: {calls:,} UNet calls at "
+            f"{seconds / together:.3g} s an image, as just measured with zeros for weights; autoencoder, segmenter and "
+            "figures come on top",
+            "memory": f"{memory / 1e9:.1f} GB for the UNet, of {free_memory(device) / 1e9:.1f} GB free; autoencoder, "
+            "text encoder and segmenter come on top",
+            "disk": f"at most {drawn * (maps + 5 * pixels) / 1e9:.2f} GB in {runs}, of {disk / 1e9:.0f} GB free",
+            "book": str(self.folder / "_build" / "html" / "index.html"),
+        }
+
+    def book(self, root: Path, plan: dict[str, str]) -> Path:
+        """Build the book of this run: its own first page, its chapters, then the rest of the book as committed."""
+        site = self.folder / "site"
+        stage(root, self.folder / "notebooks", site)
+        for notebook in (site / "notebooks").iterdir():
+            nb = nbformat.read(notebook, as_version=4)
+            nb.cells.insert(1, new_markdown_cell(NOTE.format(model=self.model), id="reproduced"))
+            for cell in nb.cells:
+                if cell.cell_type == "markdown" and cell.source.startswith("**Answer.**"):
+                    cell.source = ANSWER.format(model=self.model)
+            nbformat.write(nb, notebook)
+        for notebook in (root / "notebooks").glob("*.ipynb"):
+            if notebook.stem not in CHAPTERS:
+                shutil.copy2(notebook, site / "notebooks")
+        config = yaml.safe_load((root / "_config.yml").read_text())
+        config["title"] += f" On {self.model}"
+        (site / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
+        toc = yaml.safe_load((root / "_toc.yml").read_text())
+        chapters = [{"file": toc["root"]}, *(chapter for part in toc["parts"] for chapter in part["chapters"])]
+        own = [{"file": f"notebooks/{name}"} for name in CHAPTERS]
+        parts = [
+            {"caption": f"The paper's experiments on {self.model}", "chapters": own},
+            {"caption": "The book, on emoji-sd", "chapters": [each for each in chapters if each not in own]},
+        ]
+        (site / "_toc.yml").write_text(yaml.safe_dump({**toc, "root": "book/reproduced", "parts": parts}))
+        (site / "book" / "reproduced.md").write_text(self.page(plan))
+        return build_book(site, site / "notebooks", self.folder)
+
+    def page(self, plan: dict[str, str]) -> str:
+        """The first page of the book of this run, in Markdown."""
+        rows = "\n".join(
+            f"| {name} | {plan[name]} |" for name in ("model", "device", "relevance", "benchmark", "masks")
+        )
+        uses_segmenter = [study for study in self.studies() if isinstance(study, Study | DiagnosisStudy)]
+        found = "\n".join(row for study in uses_segmenter for row in outcomes(study))
+        return f"""# The paper's experiments on {self.model}
+
+The chapters that follow were run on **{self.model}** by `selattn reproduce`. The book's own chapters, on the small
+model `emoji-sd`, come after them and do not speak of this model.
+
+| | |
+| --- | --- |
+{rows}
+
+## What the segmenter found
+
+Every image counts; one with a mask of nothing scores an IoU of 0, unless its heat map is empty too.
+
+| Study | Drawn on | Mask | Outcome | Images | Which |
+| --- | --- | --- | --- | --- | --- |
+{found}
+"""
+
+
+def outcomes(study: Study | DiagnosisStudy) -> list[str]:
+    """Rows of a table: study, devices, mask, outcome, number of images, and which where the mask is of nothing."""
+    results, rows = study.run(), []
+    devices = " and ".join(sorted(set(results.dataset["device"].values.tolist())))
+    for mask in study.phrases(study.units()[0]):
+        said = results.dataset[f"{mask}_outcome"].values
+        for outcome in sorted(set(said.tolist())):
+            units = [unit for unit, each in zip(study.units(), said, strict=True) if each == outcome]
+            which = ", ".join(f"{unit['subject']} {unit['seed']}" for unit in units)
+            empty = outcome in ("not found", "empty mask")
+            row = [study.folder.name, devices, mask, outcome, str(len(units)), which if empty else ""]
+            rows.append(f"| {' | '.join(row)} |")
+    return rows
+
+
+def time_call(unet: Any, device: str, dtype: str, images: int) -> tuple[float, int]:
+    """(seconds, bytes) that one call takes of a UNet without weights (see `unet_layout`), on so many images under
+    guidance; the bytes are those of the weights where the device is not CUDA, and the peak there.
+
+    Raises MemoryError if it does not fit.
+    """
+    config, rows = unet.config, 2 * images
+    zeros = partial(torch.zeros, device=device, dtype=DTYPES[dtype])
+    try:
+        unet = torch.nn.Module.to(unet, DTYPES[dtype]).to_empty(device=device)  # diffusers' own `to` warns
+        for weight in unet.parameters():
+            weight.data.zero_()
+        more = {}
+        if config.addition_embed_type == "text_time":  # Stable Diffusion XL
+            pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+            more = {"text_embeds": zeros(rows, pooled), "time_ids": zeros(rows, 6)}
+        sample = zeros(rows, config.in_channels, config.sample_size, config.sample_size)
+        text = zeros(rows, 77, config.cross_attention_dim)
+        for _ in range(1 if device == "cpu" else 3):  # the first on a card prepares
+            start = time.perf_counter()
+            with torch.no_grad():
+                unet(sample, 500, text, added_cond_kwargs=more).sample.sum().item()
+            seconds = time.perf_counter() - start
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        what = f"a UNet call on {images} images in {dtype} does not fit in the memory of {device}"
+        raise MemoryError(f"{what}: try a smaller --batch, or --dtype fp16") from error
+    weights = sum(weight.nbytes for weight in unet.parameters())
+    memory = torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else weights
+    del unet
+    clear_device_cache(garbage_collection=True)
+    return seconds, memory
+
+
+def free_memory(device: str) -> int:
+    """Free bytes of the memory that a model on this device is in."""
+    return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available

@@ -1,0 +1,74 @@
+"""The built book: complete, and free of anything that would need a network."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import plotly.offline
+import pytest
+import yaml
+
+import selattn_lib as sa
+
+ROOT = Path(__file__).parents[2]
+VENDOR = ROOT / "book" / "_static" / "vendor"
+
+
+def pages() -> list[str]:
+    """The pages of the table of contents, without suffix."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+
+
+@pytest.mark.parametrize("page", pages())
+def test_every_page_is_there_and_asks_for_nothing_outside(book: Path, page: str) -> None:
+    html = (book / f"{page}.html").read_text()
+    for attribute in re.findall(r"<(?:script|img|iframe)\b[^>]*?\bsrc=\"([^\"]+)\"", html):
+        assert not re.match(r"(https?:)?//", attribute), attribute
+    for attribute in re.findall(r"<link\b[^>]*?\bhref=\"([^\"]+)\"", html):
+        assert not re.match(r"(https?:)?//", attribute), attribute
+
+
+def test_the_way_in_asks_for_no_icon_and_leads_to_a_page(book: Path) -> None:
+    html = (book / "index.html").read_text()
+    assert 'rel="icon" href="data:,"' in html, "a browser would ask for favicon.ico"
+    assert (book / re.search(r"url=([^\"]+)", html)[1]).exists()
+
+
+def test_plotly_is_loaded_where_a_figure_is_and_nowhere_else(book: Path) -> None:
+    for page in pages():
+        html = (book / f"{page}.html").read_text()
+        assert ('class="plotly-figure"' in html) == ("plotly-cartesian.min.js" in html), page
+
+
+def test_vendored_files_are_what_the_manifest_says() -> None:
+    manifest = json.loads((VENDOR / "vendor.json").read_text())
+    known = {name: digest for package in manifest for name, digest in package["sha256"].items()}
+    for name, digest in known.items():
+        assert hashlib.sha256((VENDOR / name).read_bytes()).hexdigest() == digest, name
+    for package in manifest:
+        assert (VENDOR / package["licence_text"]).read_text().strip()
+    listed = set(known) | {"vendor.json"} | {package["licence_text"] for package in manifest}
+    assert {p.relative_to(VENDOR).as_posix() for p in VENDOR.rglob("*") if p.is_file()} == listed
+
+
+def test_plotly_of_the_page_is_the_one_plotly_py_was_made_for() -> None:
+    manifest = json.loads((VENDOR / "vendor.json").read_text())
+    version = next(package["version"] for package in manifest if "plotly" in package["npm"])
+    assert version == plotly.offline.get_plotlyjs_version()
+
+
+def test_the_reference_lists_every_public_name() -> None:
+    listed = set(re.findall(r":: (?:\w+\.)*(\w+)", (ROOT / "book" / "api.md").read_text()))
+    assert {name for names in sa.NAMES.values() for name in names} <= listed, "add these to book/api.md"
+
+
+def test_the_numbers_of_the_first_page_stand_in_the_outputs_of_the_chapters() -> None:
+    outputs = ""
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        outputs += json.dumps([cell["outputs"] for cell in cells if cell["cell_type"] == "code"])
+    numbers = re.findall(r"\[?0\.\d{3}[\d., ]*\]?", (ROOT / "book" / "intro.md").read_text())
+    assert len(numbers) > 5
+    assert [number for number in numbers if number.strip(" ,.") not in outputs] == []

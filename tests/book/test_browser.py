@@ -1,0 +1,206 @@
+"""The book in Chromium with the network cut, from files, and a page of each kind over http:// too."""
+
+import base64
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chromium import address, expect_no_overflow, watched_page
+from explorer_page import settled
+from playwright.sync_api import Browser, BrowserContext, Page
+from test_book import ROOT, pages
+
+from selattn_lib.explorers.items import unpacked
+from selattn_lib.maps.head_maps import heatmap
+from selattn_lib.publishing.build import build_book
+
+PROSE = [page for page in pages() if page.startswith("book/")]
+CHAPTERS = [page for page in pages() if page.startswith("notebooks/")]
+EXPLORED = [page for page in CHAPTERS if page < "notebooks/07"]  # those with explorers
+
+
+@pytest.fixture(scope="module")
+def root(book: Path) -> Iterator[str]:
+    """Address of the book, ending in a slash."""
+    with address(book, "file") as root:
+        yield root
+
+
+@pytest.fixture(scope="module")
+def context(browser: Browser, root: str) -> Iterator[BrowserContext]:
+    """One for all pages, so that the shared scripts are read once, as for a reader."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext, root: str) -> Iterator[Page]:
+    with watched_page(context, root) as page:
+        yield page
+
+
+def open_page(page: Page, address: str) -> None:
+    """Go there and wait until every widget and figure is drawn."""
+    page.goto(address, timeout=60_000)
+    for there, drawn in {
+        'script[type="application/vnd.jupyter.widget-view+json"]': ".widget-subarea > *",
+        ".plotly-figure": ".plotly-figure .main-svg:first-child",
+    }.items():
+        count = page.locator(there).count()
+        page.wait_for_function(
+            "([drawn, count]) => document.querySelectorAll(drawn).length >= count",
+            arg=[drawn, count],
+            timeout=60_000,
+        )
+
+
+@pytest.mark.parametrize("name", ["index", "book/method", CHAPTERS[0], CHAPTERS[3], "search"])
+def test_a_page_loads_over_http(browser: Browser, book: Path, name: str) -> None:
+    with address(book, "http") as root, browser.new_context() as context, watched_page(context, root) as page:
+        open_page(page, f"{root}{name}.html")
+        if name == "index":
+            page.wait_for_url("**/book/intro.html")
+
+
+@pytest.mark.parametrize("name", ["index", *PROSE, "search"])
+def test_a_page_loads_and_fits_a_phone(page: Page, root: str, name: str) -> None:
+    open_page(page, f"{root}{name}.html")
+    if name == "index":
+        page.wait_for_url("**/book/intro.html")
+    count = "selector => document.querySelectorAll(selector).length"
+    page.wait_for_function(f"({count})('.math') == ({count})('mjx-container')")
+    assert page.locator("mjx-merror").count() == 0
+    expect_no_overflow(page)
+
+
+def test_the_fonts_of_the_widgets_are_where_they_are_looked_for(page: Page, root: str, book: Path) -> None:
+    open_page(page, f"{root}notebooks/01_head_relevance.html")
+    sheets = "[...document.styleSheets].filter(sheet => !sheet.href)"  # those that the widgets bring
+    rules = page.evaluate(f"{sheets}.flatMap(sheet => [...sheet.cssRules]).map(rule => rule.cssText).join()")
+    fonts = re.findall(r"/(vendor/@jupyter-widgets/[\w./-]+\.woff2)", rules)
+    assert fonts
+    assert all((book / "_static" / font).exists() for font in fonts)
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_chapter_has_figures_in_both_themes_and_whole_titles_on_a_phone(page: Page, root: str, name: str) -> None:
+    open_page(page, f"{root}{name}.html")
+    assert page.locator(".plotly-figure .main-svg").count() > 0
+    assert all(page.locator(".plotly-figure").evaluate_all("figures => figures.map(figure => figure.ariaLabel)"))
+    colour = "getComputedStyle(document.querySelector('.plotly-figure text')).fill"
+    before = page.evaluate(colour)
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    page.wait_for_function(f"before => {colour} !== before", arg=before)
+    expect_no_overflow(page)
+    page.wait_for_function(
+        """() => [...document.querySelectorAll(".plotly-figure :is(.gtitle, .xtitle)")].every((title) => {
+            const [text, room] = [title, title.closest(".main-svg")].map((each) => each.getBoundingClientRect());
+            return room.width < 390 && text.left >= room.left && text.right <= room.right;
+        })"""
+    )
+
+
+@pytest.mark.parametrize("name", EXPLORED)
+def test_a_slider_changes_words_and_pictures(page: Page, root: str, name: str) -> None:
+    open_page(page, f"{root}{name}.html")
+    explorer = page.locator(".widget-subarea").first
+    handle = explorer.locator(".noUi-handle").first
+    canvas = "el => [...el.querySelectorAll('canvas')].map(c => c.toDataURL()).join()"
+    settled(explorer)
+    words, pictures = explorer.inner_text(), explorer.evaluate(canvas)
+    handle.focus()
+    for _ in range(5):
+        page.keyboard.press("ArrowLeft")
+    settled(explorer)
+    assert explorer.inner_text() != words
+    assert explorer.evaluate(canvas) != pictures
+
+
+def explorer_views(html: str) -> list[dict[str, Any]]:
+    """The state of each explorer of a page, in the order of the page."""
+    state = json.loads(re.search(r'widget-state\+json">(.*?)</script>', html, re.S)[1])["state"]
+    shown = re.findall(r'widget-view\+json">(.*?)</script>', html, re.S)
+    boxes = [state[json.loads(text)["model_id"]]["state"] for text in shown]
+    boxes = [box for box in boxes if "selattn-explorer" in box.get("_dom_classes", [])]
+    views = [state[box["children"][1].removeprefix("IPY_MODEL_")] for box in boxes]
+    return [
+        {**view["state"], **{each["path"][0]: base64.b64decode(each["data"]) for each in view["buffers"]}}
+        for view in views
+    ]
+
+
+@pytest.mark.parametrize("name", EXPLORED)
+def test_the_explorers_of_a_chapter_read_the_librarys_numbers(page: Page, root: str, book: Path, name: str) -> None:
+    """What stands below the map of all heads, against the library on the maps that the page holds."""
+    open_page(page, f"{root}{name}.html")
+    views = explorer_views((book / f"{name}.html").read_text())
+    page.wait_for_function(
+        "count => document.querySelectorAll('.selattn-view[data-draw-ms]').length >= count", arg=len(views)
+    )
+    boxes = page.locator(".selattn-explorer")
+    assert len(views) == boxes.count() > 0
+    for i, view in enumerate(views):
+        size = {"height": view["height"], "width": view["width"]}
+        [maps, *_] = unpacked(view["maps"], view["grids"], [item["shift"] for item in view["items"]])
+        share = (heatmap(maps.assign_attrs(size), "all").values > view["threshold"]).mean()
+        said = boxes.nth(i).locator(".selattn-all figcaption").inner_text()
+        assert f"{100 * share:.0f} % of the picture" in said
+        if view["kind"] == "aggregation":
+            assert f" heads for {view['concepts'][view['concept_0']]}, " in boxes.nth(i).inner_text()
+
+
+@pytest.mark.parametrize("name", EXPLORED)
+def test_without_scripts_a_picture_and_its_numbers_stand_there(
+    browser: Browser, root: str, book: Path, name: str
+) -> None:
+    with browser.new_context(java_script_enabled=False) as context:
+        page = context.new_page()
+        page.goto(f"{root}{name}.html")
+        stills = page.locator("noscript figure")
+        views = explorer_views((book / f"{name}.html").read_text())
+        assert stills.count() >= 3 * len(views)
+        assert stills.first.is_visible()
+        assert re.search(r"\d+% of the picture", " ".join(stills.all_inner_texts()))
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_chapter_is_light_and_reads_each_shared_script_once(page: Page, root: str, book: Path, name: str) -> None:
+    read: list[str] = []
+    page.on("request", lambda request: read.append(request.url) if "/_static/" in request.url else None)
+    open_page(page, f"{root}{name}.html")
+    scripts = [url for url in read if url.endswith(".js")]
+    assert len(scripts) == len(set(scripts))
+    text = (book / f"{name}.html").read_text()
+    pictures = [book / "_images" / picture for picture in set(re.findall(r"_images/([\w.-]+)", text))]
+    assert len(text.encode()) + sum(picture.stat().st_size for picture in pictures) < 4_000_000
+
+
+def test_head_relevance_can_be_sorted(page: Page, root: str) -> None:
+    open_page(page, f"{root}notebooks/01_head_relevance.html")
+    figure = page.locator(".plotly-figure").first
+    order = "e => e.querySelector('.plotly-canvas').layout.xaxis.categoryarray.join()"
+    before = figure.evaluate(order)
+    figure.locator(".updatemenu-header").nth(0).click(force=True)
+    page.locator(".updatemenu-dropdown-button").nth(3).click(force=True)
+    handle = figure.element_handle()
+    page.wait_for_function(f"([figure, before]) => ({order})(figure) !== before", arg=[handle, before])
+    after = figure.evaluate(order)
+    assert sorted(after.split(",")) == sorted(before.split(","))
+
+
+def test_the_printed_book_has_every_figure_and_a_still_of_every_explorer(browser: Browser, tmp_path: Path) -> None:
+    index = build_book(ROOT, ROOT / "notebooks", tmp_path, "singlehtml")
+    notebooks = "".join(path.read_text() for path in (ROOT / "notebooks").glob("*.ipynb"))
+    context = browser.new_context()
+    with watched_page(context, root := f"{index.parent.as_uri()}/") as page:
+        open_page(page, f"{root}index.html")
+        assert page.locator(".plotly-figure").count() == notebooks.count('vnd.plotly.v1+json": {')
+        assert page.get_by_text("White line: edge of the mask.").count() == notebooks.count("<noscript>")
+        assert page.locator("h2", has_text="The model in the box").count() == 1
+        page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        assert page.locator(".plotly-figure").evaluate_all("all => all.every(figure => figure.scrollWidth <= 680)")
+    context.close()

@@ -1,0 +1,405 @@
+"""Loading models, and the segmenters."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_families
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DModel
+from PIL import Image
+from tiny_sam import tiny_grounded_sam, tiny_sam3
+
+from selattn_lib.attention.capture import capture
+from selattn_lib.concepts import load_concepts
+from selattn_lib.emoji.scenes import HELD_OUT, compose
+from selattn_lib.maps.relevance import load_hrv
+from selattn_lib.models.heads import cross_attention_heads
+from selattn_lib.models.pipelines import default_dtype, load_pipeline, model_source, pick_device, unet_layout
+from selattn_lib.models.segmenters import GroundedSAM, Sam3, load_segmenter
+from selattn_lib.studies.generated import Study, generate
+
+
+@pytest.fixture(scope="module")
+def emoji() -> StableDiffusionPipeline:
+    return load_pipeline("emoji-sd", device="cpu")
+
+
+def test_emoji_sd_has_the_layout_of_stable_diffusion_v1(emoji: StableDiffusionPipeline) -> None:
+    heads = cross_attention_heads(emoji)
+    assert len(heads) == 128 and len(heads.layers) == 16
+    assert [sum(layer.place == p for layer in heads) for p in ("down", "mid", "up")] == [6, 1, 9]
+    assert type(emoji.scheduler).__name__ == "PNDMScheduler"
+
+
+def test_the_shipped_weights_fit_in_40_mb() -> None:
+    folder = Path(model_source("emoji-sd"))
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 40e6
+    assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
+
+
+def test_the_unet_has_learned_its_words(emoji: StableDiffusionPipeline) -> None:
+    """The right caption predicts a held-out scene's noise better than no caption."""
+    scenes = [compose(np.random.default_rng([HELD_OUT, 1, i]), [("Animals", w)], f"photo of a {w}")
+              for i, w in enumerate(["bear", "sheep", "zebra", "elephant"] * 4)]  # fmt: skip
+    pixels = np.stack([s.image for s in scenes]).astype(np.float32) / 255
+    with torch.no_grad():
+        clean = emoji.vae.encode(emoji.image_processor.preprocess(pixels)).latent_dist.mode()
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+        t = torch.full((len(scenes),), 600)
+        noised = emoji.scheduler.add_noise(clean, noise, t)
+        target = (
+            emoji.scheduler.alphas_cumprod[600] ** 0.5 * noise
+            - (1 - emoji.scheduler.alphas_cumprod[600]) ** 0.5 * clean
+        )
+        losses = []
+        for captions in ([s.caption for s in scenes], [""] * len(scenes)):
+            text, _ = emoji.encode_prompt(captions, "cpu", 1, False)
+            losses.append(float((emoji.unet(noised, t, text).sample - target).square().mean()))
+    assert losses[0] < 0.97 * losses[1], losses
+
+
+def test_the_segmenter_finds_a_held_out_object_and_refuses_unknown_words() -> None:
+    segment = load_segmenter("emoji-sd")
+    scene = compose(np.random.default_rng([HELD_OUT, 2, 0]), [("Animals", "bear")], "a bear")
+    [mask] = segment([Image.fromarray(scene.image)], ["bear"])
+    assert mask.dtype == bool
+    assert (mask & scene.masks[0]).sum() / (mask | scene.masks[0]).sum() > 0.7
+    with pytest.raises(ValueError, match="griffin"):
+        segment([Image.fromarray(scene.image)], ["griffin"])
+    with pytest.raises(ValueError, match="nosuch"):
+        load_segmenter("nosuch")
+
+
+def test_the_first_lines_of_the_readme(emoji: StableDiffusionPipeline) -> None:
+    with capture(emoji, words=["bear"]) as maps:
+        emoji("photo of a bear", num_inference_steps=2)
+    relevance = load_hrv("emoji-sd")
+    assert relevance.scores["concept"].values.tolist() == list(load_concepts("emoji-sd"))
+    heat = maps.heatmap("bear", heads=relevance.top("Animals", 30))
+    assert heat.shape == (128, 128) and float(heat.min()) == 0 and float(heat.max()) == 1
+
+
+def test_images_follow_their_seeds(emoji: StableDiffusionPipeline) -> None:
+    one, two = generate(emoji, ["a cat", "a cat"], [1, 2], steps=2, guidance=2)
+    again, _ = generate(emoji, ["a cat", "a cat"], [1, 2], steps=2, guidance=2)
+    assert np.array_equal(one, again) and not np.array_equal(one, two)
+
+
+def test_a_folder_saved_by_diffusers_loads(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    tiny_pipe.save_pretrained(tmp_path)
+    loaded = load_pipeline(tmp_path, device="cpu", dtype=torch.float64)
+    assert loaded.unet.dtype == torch.float64
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def pickled(path: Path) -> None:
+    torch.save({}, path.with_suffix(".bin"))
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [cut, pickled, Path.unlink])
+@pytest.mark.parametrize(
+    "weights",
+    ["unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "tokenizer/tokenizer.json"],
+)
+def test_a_missing_or_damaged_file_is_one_sentence(
+    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, weights: str, damage: Callable[[Path], None]
+) -> None:
+    tiny_pipe.save_pretrained(tmp_path)
+    if weights.endswith("json"):
+        (tmp_path / weights).write_text("{")
+    else:
+        damage(tmp_path / weights)
+    with pytest.raises(OSError, match="a file there is missing or damaged, or is not one that is read") as error:
+        load_pipeline(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("where", ["unet", "_class_name"])
+def test_code_that_comes_with_a_model_is_not_run(
+    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, where: str
+) -> None:
+    tiny_pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps({**index, where: ["evil", "Evil"]}))
+    for folder in (tmp_path, tmp_path / "unet"):
+        (folder / "evil.py").write_text(f"open({str(tmp_path / 'made')!r}, 'w')\nclass Evil: pass\n")
+    with pytest.raises((OSError, ValueError), match="code is never run|expected a pipeline of a UNet"):
+        load_pipeline(tmp_path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_layout_of_a_unet_is_known_without_its_weights(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    tiny_pipe.save_pretrained(tmp_path)
+    for weights in tmp_path.glob("*/*.safetensors"):
+        weights.unlink()
+    assert cross_attention_heads(unet_layout(tmp_path)) == cross_attention_heads(tiny_pipe)
+    assert cross_attention_heads(unet_layout("sd14")) == cross_attention_heads(unet_layout("emoji-sd"))
+
+
+def test_a_model_without_a_unet_is_said_to_have_none(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"transformer": ["diffusers", "FluxTransformer2DModel"]}')
+    with pytest.raises(ValueError, match="has no UNet: expected one of Stable Diffusion 1.x, 2.x or XL"):
+        unet_layout(tmp_path)
+    assert default_dtype(tmp_path, "cuda:1") == "bf16" and default_dtype(tmp_path, "mps") == "fp32"
+    assert default_dtype("emoji-sd", "cuda") == "fp16"
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that says it has a card of NVIDIA's, and no other."""
+    monkeypatch.delenv("SELATTN_DEVICE", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+
+
+def test_the_device_is_the_best_there_is_unless_one_is_named(cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [pick_device(), pick_device("cpu"), pick_device("cuda:1")] == ["cuda", "cpu", "cuda:1"]
+    monkeypatch.setenv("SELATTN_DEVICE", "cpu")
+    assert [pick_device(), pick_device("cuda")] == ["cpu", "cuda"]
+    for wanted in ("mps", "nosuch"):
+        with pytest.raises(ValueError, match=f"no device '{wanted}' on this machine: expected cuda or cpu"):
+            pick_device(wanted)
+
+
+def test_what_is_offloaded_is_left_where_it_is(
+    cuda: None, tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_pipe.save_pretrained(tmp_path)
+    offloaded: list[str] = []
+    monkeypatch.setattr(StableDiffusionPipeline, "enable_model_cpu_offload", lambda _, device: offloaded.append(device))
+    assert load_pipeline(tmp_path, offload=True, dtype=torch.bfloat16).device.type == "cpu"
+    assert offloaded == ["cuda"]
+    with pytest.raises(ValueError, match="expected a device of cuda or mps"):
+        load_pipeline(tmp_path, device="cpu", offload=True)
+
+
+class Gate(BaseHTTPRequestHandler):
+    """A hub whose models all wait for their terms to be accepted."""
+
+    def do_HEAD(self) -> None:  # noqa: N802
+        self.send_response(403)
+        self.send_header("X-Error-Code", "GatedRepo")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_gated_model_says_where_to_accept_its_terms(tmp_path: Path) -> None:
+    """In a process of its own, as the hub's address is read once."""
+    server = HTTPServer(("127.0.0.1", 0), Gate)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    script = (
+        "import selattn_lib as sa\n"
+        "for load, name in (sa.load_pipeline, 'owner/model'), (sa.load_segmenter, 'sam3'):\n"
+        "    try: load(name)\n"
+        "    except OSError as error: print(error)\n"
+    )
+    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, **hub}, capture_output=True, text=True)
+    server.shutdown()
+    said = done.stdout.splitlines()
+    assert len(said) == 2, done.stderr
+    for line, source in zip(said, ("owner/model", "facebook/sam3"), strict=True):
+        assert line.endswith(f"accept its terms at https://huggingface.co/{source}, then log in with: hf auth login")
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
+def test_folders_of_the_other_families_load(name: str, tmp_path: Path) -> None:
+    pipe = getattr(tiny_families, f"build_{name}")()
+    pipe.save_pretrained(tmp_path)
+    loaded = load_pipeline(tmp_path, device="cpu")
+    assert type(loaded) is type(pipe)
+    assert len(cross_attention_heads(loaded)) == len(cross_attention_heads(pipe))
+
+
+def test_pipelines_of_another_kind_are_refused(tmp_path: Path) -> None:
+    DDPMPipeline(UNet2DModel(8, block_out_channels=(32,), down_block_types=("DownBlock2D",),
+                             up_block_types=("UpBlock2D",)), DDPMScheduler()).save_pretrained(tmp_path)  # fmt: skip
+    with pytest.raises(ValueError, match="is a DDPMPipeline with {'unet': 'UNet2DModel'}; expected a pipeline of a UN"):
+        load_pipeline(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["nosuch", "./missing", "a/b/c", "../x", "owner/..", "owner/a..b", "owner/a\nb", "~/x"]
+)
+def test_what_is_no_model_is_said_to_be_none(name: str) -> None:
+    with pytest.raises(ValueError, match="expected emoji-sd"):
+        model_source(name)
+
+
+def test_an_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for load, name in ((load_pipeline, "nobody/nothing"), (load_segmenter, "grounded-sam"), (load_segmenter, "sam3")):
+        with pytest.raises(OSError, match="emoji-sd needs neither") as error:
+            load(name)  # type: ignore[operator]
+        assert "\n" not in str(error.value)
+
+
+def test_a_revision_reaches_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def config(source: str, **settings: object) -> dict[str, list[str]]:
+        asked.append((source, settings["revision"]))
+        return {"unet": ["diffusers", "UNet2DConditionModel"]}
+
+    def load(source: str, **settings: object) -> None:
+        raise OSError(f"{source} at {settings['revision']}, safetensors: {settings['use_safetensors']}")
+
+    monkeypatch.setattr(DiffusionPipeline, "load_config", config)
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", load)
+    with pytest.raises(OSError, match="owner/model at v2, safetensors: True"):
+        Study(model="owner/model", revision="v2").pipe  # noqa: B018
+    assert asked == [("owner/model", "v2")]
+
+
+def test_concept_tables() -> None:
+    paper, emoji = load_concepts("paper"), load_concepts("emoji-sd")
+    assert len(paper) == 34 and {len(words) for words in paper.values()} == {10}
+    assert len(emoji) >= 20 and set(emoji) <= set(paper)
+    with pytest.raises(ValueError, match="nosuch"):
+        load_concepts("nosuch")
+
+
+def test_concepts_come_from_a_file_too(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("Pets: [dog, cat]\n")
+    assert load_concepts(path) == {"Pets": ["dog", "cat"]}
+    path.write_text("Pets: dog\n")
+    with pytest.raises(ValueError, match="list of words"):
+        load_concepts(path)
+
+
+@pytest.fixture(scope="module")
+def grounded_sam(tmp_path_factory: pytest.TempPathFactory) -> GroundedSAM:
+    detector, segmenter = tiny_grounded_sam(tmp_path_factory.mktemp("grounded_sam"))
+    return GroundedSAM(detector=detector, segmenter=segmenter)
+
+
+def test_segmenters_come_from_folders_too(tmp_path: Path, picture: Image.Image) -> None:
+    tiny_grounded_sam(tmp_path / "one")
+    tiny_sam3(tmp_path / "other")
+    for folder, kind in (("one", GroundedSAM), ("other", Sam3)):
+        loaded = load_segmenter(str(tmp_path / folder))
+        assert type(loaded) is kind and loaded([picture], ["bear"])[0].shape == (40, 80)
+    with pytest.raises(OSError, match="'sam3' could not be loaded from .*: expected a whole copy of the model"):
+        load_segmenter(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 80, 3)).astype(np.uint8))
+
+
+def test_grounded_sam_draws_a_mask_of_the_pictures_size(grounded_sam: GroundedSAM, picture: Image.Image) -> None:
+    grounded_sam.box_threshold = 0.0
+    masks = grounded_sam([picture, picture.convert("L").rotate(90, expand=True)], ["Bear", "cat"])
+    assert [mask.shape for mask in masks] == [(40, 80), (80, 40)]
+    assert all(mask.dtype == bool and 0 < mask.mean() < 1 for mask in masks)
+
+
+def test_grounded_sam_without_a_detection_gives_an_empty_mask(grounded_sam: GroundedSAM, picture: Image.Image) -> None:
+    grounded_sam.box_threshold = 1.0
+    [mask] = grounded_sam([picture], ["bear"])
+    assert mask.shape == (40, 80) and mask.dtype == bool and not mask.any()
+
+
+def test_grounded_sam_segments_the_box_of_the_highest_score(grounded_sam: GroundedSAM, picture: Image.Image) -> None:
+    found, boxes, drawn = [], [], []  # what the detector gives, what the segmenter is given, what it gives
+
+    def note(_, args, kwargs, out) -> None:
+        boxes.append(kwargs["input_boxes"].flatten().tolist())
+        drawn.append(out.pred_masks.shape)
+
+    hooks = [
+        grounded_sam.detector.register_forward_hook(lambda _, args, out: found.append(out)),
+        grounded_sam.segmenter.register_forward_hook(note, with_kwargs=True),
+    ]
+    grounded_sam.box_threshold = 0.0
+    [several] = grounded_sam([picture], ["bear"])
+    scores = found[0].logits[0].sigmoid().amax(dim=-1)
+    best, second = scores.topk(2).values.tolist()
+    grounded_sam.box_threshold = (best + second) / 2
+    [one] = grounded_sam([picture], ["bear"])
+    for hook in hooks:
+        hook.remove()
+
+    x, y, width, height = found[0].pred_boxes[0, scores.argmax()].tolist()
+    corners = np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
+    in_the_resized_picture = corners * [64, 32, 64, 32]  # the tiny SAM sees 40 x 80 pixels as 32 x 64
+    np.testing.assert_allclose(boxes, [in_the_resized_picture] * 2, atol=1e-3)
+    assert np.array_equal(several, one)
+    assert drawn == [(1, 1, 1, 16, 16)] * 2, "the single mask, not the first of three guesses"
+
+
+def test_grounded_sam_keeps_box_score_and_number_in_a_batch(grounded_sam: GroundedSAM, picture: Image.Image) -> None:
+    """Three images, of which the threshold lets the detector find several, one and no detections."""
+    pictures = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 80, 3), np.uint8)) for i in range(6)]
+    grounded_sam.box_threshold = 0.0
+    alone = [grounded_sam.detect([each], ["bear"])[0] for each in pictures]
+    together = grounded_sam.detect(pictures, ["bear"] * 6)
+    for one, other in zip(alone, together, strict=True):
+        assert one.detections == other.detections == 5 and one.mask.shape == other.mask.shape
+        np.testing.assert_allclose(one.box, other.box, atol=1e-3)
+        assert one.score == pytest.approx(other.score, abs=1e-5) and (one.mask != other.mask).mean() < 0.01
+    order = np.argsort([found.score for found in together])
+    grounded_sam.box_threshold = together[order[2]].score + 1e-6
+    for place, found in enumerate(grounded_sam.detect([pictures[i] for i in order], ["bear"] * 6)):
+        if place <= 2:
+            assert not found.mask.any() and found.detections == 0 and np.isnan([found.score, *found.box]).all()
+        else:
+            assert found.detections >= 1
+            assert np.array_equal(found.box, together[order[place]].box)
+
+
+def test_grounded_sam_may_draw_a_mask_of_nothing(
+    grounded_sam: GroundedSAM, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grounded_sam.box_threshold = 0.0
+    monkeypatch.setattr(grounded_sam, "_masks", lambda images, boxes: [np.zeros((40, 80), bool) for _ in images])
+    [found] = grounded_sam.detect([picture], ["bear"])
+    assert not found.mask.any() and found.detections == 5 and np.isfinite([found.score, *found.box]).all()
+
+
+@pytest.fixture(scope="module")
+def sam3(tmp_path_factory: pytest.TempPathFactory) -> Sam3:
+    return Sam3(source=tiny_sam3(tmp_path_factory.mktemp("sam3")))
+
+
+def test_sam3_takes_the_instance_of_the_highest_score(sam3: Sam3, picture: Image.Image) -> None:
+    outputs: list = []
+    hook = sam3.model.register_forward_hook(lambda _, args, out: outputs.append(out))
+    sam3.threshold = 0.0
+    wide, high = sam3.detect([picture, picture.rotate(90, expand=True)], ["bear", "oak tree"])
+    hook.remove()
+    assert [wide.mask.shape, high.mask.shape] == [(40, 80), (80, 40)]
+    assert wide.detections == high.detections == 5
+    scores = outputs[0].pred_logits[1].sigmoid() * outputs[0].presence_logits[1].sigmoid()
+    best = int(scores.argmax())
+    assert high.score == pytest.approx(float(scores[best]))
+    np.testing.assert_allclose(high.box, outputs[0].pred_boxes[1, best].numpy() * [40, 80, 40, 80], rtol=1e-6)
+    drawn = outputs[0].pred_masks[1, best].sigmoid()
+    drawn = torch.nn.functional.interpolate(drawn[None, None], (80, 40), mode="bilinear")[0, 0]
+    assert np.array_equal(high.mask, (drawn > 0.5).numpy())
+
+    sam3.threshold = float(scores.topk(2).values.mean())
+    assert sam3.detect([picture.rotate(90, expand=True)], ["oak tree"])[0].detections == 1
+    sam3.threshold = 1.0
+    [nothing] = sam3.detect([picture], ["bear"])
+    assert nothing.detections == 0 and not nothing.mask.any() and np.isnan([nothing.score, *nothing.box]).all()

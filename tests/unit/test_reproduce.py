@@ -1,0 +1,212 @@
+"""`selattn reproduce`: what it says before, what it leaves behind, and that the notebooks find their studies done."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from rehearsal import save_models
+from tiny_families import build_sdxl
+
+import selattn_lib
+from selattn_lib import cli
+from selattn_lib.models.pipelines import unet_layout
+from selattn_lib.publishing.reproduce import CHAPTERS, time_call
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the repository, studies elsewhere, and no way to the hub."""
+    folder = tmp_path_factory.mktemp("reproduce")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setenv("SELATTN_RUNS", str(folder / "runs"))
+        patch.setenv("SELATTN_DEVICE", "")  # both put back at the end
+        patch.setenv("SELATTN_OFFLOAD", "")
+        patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def arguments(surroundings: Path) -> list[str]:
+    return save_models(surroundings, narrow=True)
+
+
+@pytest.fixture(scope="module")
+def reproduced(surroundings: Path, arguments: list[str]) -> Path:
+    """The folder of a whole run on a narrow model."""
+    before = [path.read_bytes() for path in NOTEBOOKS]
+    assert cli.main(arguments) == 0
+    assert [path.read_bytes() for path in NOTEBOOKS] == before, "the committed notebooks are left alone"
+    return surroundings / "reproduced"
+
+
+def texts(notebook: Path) -> str:
+    nb = nbformat.read(notebook, as_version=4)
+    outputs = [output for cell in nb.cells for output in cell.get("outputs", [])]
+    return "\n".join(output.get("text") or str(output.get("data", {}).get("text/plain")) for output in outputs)
+
+
+def test_all_chapters_are_run_and_draw_nothing_themselves(reproduced: Path, surroundings: Path) -> None:
+    assert [path.stem for path in sorted((reproduced / "notebooks").glob("*"))] == list(CHAPTERS)
+    assert "2 words x 1 seeds = 2 images" in texts(reproduced / "notebooks" / "02_segmentation.ipynb")
+    for chapter in CHAPTERS[1:3]:
+        said = texts(reproduced / "notebooks" / f"{chapter}.ipynb")
+        assert "left out on" in said and "for it alone" in said
+    studies = [path.name.split("-")[0] for path in (surroundings / "runs").iterdir()]
+    assert sorted(studies) == ["diagnosis", "relevance", "study"], "those that were planned, and no other"
+
+
+def test_the_book_of_the_run_says_which_model_it_is_about(reproduced: Path, surroundings: Path) -> None:
+    html = reproduced / "_build" / "html"
+    model = str(surroundings / "model")
+    first = (html / "book" / "reproduced.html").read_text()
+    assert model in first and "What the segmenter found" in first
+    cells = [cell for cell in ("cpu", "truth", "truth_Animals", "truth_Electronics") if f"<p>{cell}</p>" in first]
+    assert len(cells) == 4, "one row a mask and outcome"
+    for chapter in CHAPTERS:
+        page = (html / "notebooks" / f"{chapter}.html").read_text()
+        assert f"Run on {model}" in page and "Yours to give" in page and "On this edition" not in page
+    for page in ("book/intro", "notebooks/06_emoji_sd"):
+        assert f"Run on {model}" not in (html / f"{page}.html").read_text()
+
+
+def test_a_second_run_computes_nothing(
+    reproduced: Path, arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selattn_lib.studies.base.load_pipeline", None)
+    monkeypatch.setattr("selattn_lib.publishing.reproduce.build_book", lambda site, notebooks, out: out)
+    assert cli.main(arguments) == 0
+    said = capsys.readouterr()
+    assert said.err.count("is current, not run again") == len(CHAPTERS)
+    assert "5 of 2 steps; 5 of them are there already" in " ".join(said.out.split())
+
+
+def plan(words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What a dry run says, by the name of the line."""
+    monkeypatch.setattr(
+        "selattn_lib.publishing.reproduce.time_call", lambda unet, device, dtype, images: (images * 2.0, 3 * 10**9)
+    )
+    assert cli.main(["reproduce", "--dry-run", *shlex.split(words)]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    return dict(lines)  # type: ignore[arg-type]
+
+
+def test_a_dry_run_says_what_the_paper_takes_and_leaves_no_trace(
+    surroundings: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(surroundings.rglob("*"))
+    said = plan("--model sd14 --device cpu", capsys, monkeypatch)
+    assert sorted(surroundings.rglob("*")) == before
+    assert said["model"] == "CompVis/stable-diffusion-v1-4, 128 heads, 0.86 G parameters in the UNet"
+    assert said["device"] == "cpu, fp32, 10 images at a time"
+    assert said["relevance"] == "of 34 concepts, counted on 2,100 images"
+    assert said["masks"] == "by grounded-sam"
+    assert said["images"].startswith("2,213 of 50 steps; 0 of them")
+    assert said["time"].startswith(
+        "2 days, 14:42:06, estimated: 112,863 UNet calls at 2 s an image"
+    )  # 2,213 x 51 x 2 s
+    assert said["memory"].startswith("3.0 GB for the UNet")
+    assert said["disk"].startswith("at most 0.20 GB")  # 113 images x (215,552 x 2 + 5 x 512 x 512) bytes
+    assert said["book"].endswith("reproduce-sd14/_build/html/index.html")
+
+
+def test_a_dry_run_on_other_terms(
+    surroundings: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terms = "--words 3 --seeds 2 --steps 9 --dtype bf16 --batch 4 --segmenter sam3 --hrv"
+    said = plan(f"--model sd15 {terms} emoji-sd", capsys, monkeypatch)
+    assert "bf16, 4 images at a time" in said["device"] and said["relevance"].endswith("from emoji-sd")
+    assert said["images"].startswith("11 of 9 steps") and said["masks"] == "by sam3"
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("--model nosuch", "no model 'nosuch'"),
+        ("--model sd14 --device nosuch", "no device 'nosuch' on this machine"),
+        ("--model sd14 --seeds 0", "seeds=0"),
+        ("--model sd14 --steps 0", "steps=0"),
+        ("--model sd14 --hrv-images 1", "images=1"),
+        ("--model sd14 --segmenter nosuch", "no segmenter 'nosuch'"),
+        ("--model sd14 --hrv nosuch", "No head relevance at nosuch"),
+        ("--model sd14 --workers many", "workers='many'"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_done(
+    surroundings: Path, words: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selattn_lib.publishing.reproduce.time_call", None)
+    assert cli.main(["reproduce", "--device", "cpu", *shlex.split(words)]) == 1
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+
+
+def test_it_wants_to_be_run_where_the_notebooks_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["reproduce", "--model", "sd14"]) == 1
+    assert "run this in the folder of the book's repository" in capsys.readouterr().err
+
+
+def test_a_call_is_timed_on_any_unet_and_says_when_it_does_not_fit(
+    surroundings: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_sdxl().save_pretrained(surroundings / "sdxl")
+    for folder, dtype, size in (("model", "fp32", 4), ("sdxl", "bf16", 2)):
+        unet = unet_layout(surroundings / folder)
+        parameters = sum(weight.numel() for weight in unet.parameters())
+        seconds, memory = time_call(unet, "cpu", dtype, 2)
+        assert seconds > 0 and memory == size * parameters
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("selattn_lib.publishing.reproduce.torch.zeros", full)
+    with pytest.raises(MemoryError, match="a UNet call on 8 images in fp32 does not fit.*: try a smaller --batch"):
+        time_call(unet_layout(surroundings / "model"), "cpu", "fp32", 8)
+
+
+def test_the_published_form_of_head_relevance_is_taken(
+    surroundings: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = surroundings / "published"
+    folder.mkdir()
+    layers = [("down", i) for i in range(6)] + [("mid", 0)] + [("up", i) for i in range(9)]
+    np.save(folder / "names.npy", [f"{place}, layer: {i}, head: {h}" for place, i in layers for h in range(8)])
+    np.save(folder / "vectors.npy", np.ones((34, 128), np.float32))
+    said = plan(f"--model sd14 --hrv {folder}", capsys, monkeypatch)
+    assert said["relevance"] == f"of 34 concepts, from {folder}" and said["images"].startswith("113 of")
+
+
+def test_importing_is_quick_and_quiet() -> None:
+    """What takes seconds to import is imported when it is used."""
+    script = (
+        "import json, sys\nimport selattn_lib as sa\nfrom selattn_lib import cli\n"
+        "try: cli.main(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'xarray', 'nbformat', 'plotly'} & set(sys.modules)\n"
+        "import selattn_lib.capture\n"
+        "sa.load_pipeline('emoji-sd', device='cpu')\n"
+        "print(json.dumps([sorted(heavy), type(sa.capture).__name__, sa.study.concepts_of.__name__]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == 0 and done.stderr == ""
+    assert json.loads(done.stdout.splitlines()[-1]) == [[], "function", "concepts_of"]
+
+
+def test_every_public_name_is_there() -> None:
+    for name in [*selattn_lib.NAMES, *(name for names in selattn_lib.NAMES.values() for name in names)]:
+        assert getattr(selattn_lib, name) is not None and name in dir(selattn_lib)
+    with pytest.raises(AttributeError, match="has no attribute 'nosuch'"):
+        selattn_lib.nosuch  # type: ignore[attr-defined]  # noqa: B018
