@@ -1,5 +1,5 @@
 """The segmenter: a small U-Net that outlines the objects in a picture and names them, trained on composed scenes seen
-through the autoencoder. It gives the true masks, and it judges what `emoji-sd` draws; it never learns from that.
+through the autoencoder. It gives the true masks, and it says what `emoji-sd` draws; it never learns from that.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from diffusers import UNet2DModel
 
 from .art import glyphs
-from .recipe.training import as_tensor
 
 CELL = 4  # pixels; an outline has a value at every pixel, a name at every cell
 
@@ -23,6 +22,11 @@ SHARE = 0.15  # of the area of all objects in a picture, from which an object co
 
 
 CONCEPTS = list(dict.fromkeys(concept for concept, _ in CLASSES))
+
+
+def as_tensor(images: np.ndarray) -> torch.Tensor:
+    """uint8 (image, y, x, rgb) -> float (image, rgb, y, x) in [-1, 1]."""
+    return torch.tensor(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def new_segmenter() -> UNet2DModel:
@@ -41,8 +45,8 @@ def new_segmenter() -> UNet2DModel:
 
 
 def logits(model: UNet2DModel, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (image, rgb, y, x) in [-1, 1] -> (image, y, x), whether a pixel is of an object; and (image, key, y / 4,
-    x / 4), which object a cell is of, if of any."""
+    """Images (image, rgb, y, x) in [-1, 1] -> (image, y, x), whether a pixel is of an object; and (image, class,
+    y / 4, x / 4), which object a cell is of, if of any."""
     out = model(F.pixel_unshuffle(x, CELL), 0).sample
     return F.pixel_shuffle(out[:, : CELL**2], CELL)[:, 0], out[:, CELL**2 :]
 
@@ -54,8 +58,11 @@ def load_weights(device: str = "cpu") -> UNet2DModel:
 
 
 class Prediction:
-    """What a segmenter sees in pictures (image, y, x, rgb) uint8: `outline` (image, y, x), the probability that a pixel
-    is of an object, and `names` (image, key, y / 4, x / 4), of which."""
+    """What a segmenter sees in pictures (image, y, x, rgb) uint8.
+
+    `outline` (image, y, x): the probability that a pixel is of an object. `names` (image, class, y / 4, x / 4): the
+    probability of each of `CLASSES`, should a cell be of an object.
+    """
 
     @torch.no_grad()
     def __init__(self, model: UNet2DModel, pictures: np.ndarray) -> None:
@@ -67,19 +74,29 @@ class Prediction:
 
     def masks(self, concepts: Sequence[Sequence[str]]) -> np.ndarray:
         """(image, y, x) where an object is that is likelier of the `concepts` asked for in a picture than of others."""
-        kinds = torch.tensor([CONCEPTS.index(concept) for concept, _ in CLASSES])
-        shares = torch.zeros(len(self.names), len(CONCEPTS), *self.names.shape[2:]).index_add(1, kinds, self.names)
-        likeliest = F.interpolate(shares, scale_factor=CELL, mode="bilinear").argmax(1).numpy()
-        wanted = [[CONCEPTS.index(concept) for concept in asked] for asked in concepts]
-        named = [np.isin(seen, numbers) for seen, numbers in zip(likeliest, wanted, strict=True)]
+        numbers = torch.tensor([CONCEPTS.index(concept) for concept, _ in CLASSES])
+        of_concept = torch.zeros(len(self.names), len(CONCEPTS), *self.names.shape[2:]).index_add(
+            1, numbers, self.names
+        )
+        likeliest = F.interpolate(of_concept, scale_factor=CELL, mode="bilinear").argmax(1).numpy()
+        named = [
+            np.isin(concept, [CONCEPTS.index(name) for name in names])
+            for concept, names in zip(likeliest, concepts, strict=True)
+        ]
         return np.stack(named) & (self.outline > 0.5).numpy()
 
+    def shares(self, concepts: Sequence[Sequence[str]]) -> np.ndarray:
+        """(image) in [0, 1], by area: how much of all that is drawn in a picture is of the `concepts` asked for."""
+        of_concept = [[concept in names for concept, _ in CLASSES] for names in concepts]
+        areas = self.areas()
+        return np.array([row[own].sum() / max(row.sum(), 1e-9) for row, own in zip(areas, of_concept, strict=True)])
+
     def seen(self) -> np.ndarray:
-        """(image, key) bool, which objects are in a picture: they fill `SHARE` of all that is drawn there."""
+        """(image, class) bool, which objects are in a picture: they fill `SHARE` of all that is drawn there."""
         areas = self.areas()
         return areas >= SHARE * areas.sum(1, keepdims=True)
 
     def areas(self) -> np.ndarray:
-        """(image, key) pixels that show each object, weighted by the probabilities."""
+        """(image, class) pixels that show each object, weighted by the probabilities."""
         cells = F.avg_pool2d(self.outline[:, None], CELL) * CELL**2
         return (self.names * cells).sum((2, 3)).numpy()

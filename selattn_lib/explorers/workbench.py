@@ -98,7 +98,7 @@ class Workbench(widgets.VBox):
         if self._segmenter is None:
             return None
         try:
-            return self._segmenter([image], [word])[0]
+            return self._segmenter.detect([image], [word])[0].mask
         except ValueError:  # a word that the segmenter does not know
             return None
 

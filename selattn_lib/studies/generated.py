@@ -14,7 +14,7 @@ from ..attention.scaling import scaled_heads
 from ..concepts import benchmark_words, check_concept
 from ..models.heads import cross_attention_heads
 from ..models.pipelines import EMBEDDED, pick_device, unet_layout
-from ..models.segmenters import Detector, check_segmenter, load_segmenter
+from ..models.segmenters import check_segmenter, load_segmenter
 from .base import _Maps, concepts_of, halved
 from .parameters import read_literal
 
@@ -49,13 +49,10 @@ class _Generated(_Maps):
         found["image_rgb"] = (("image", "y", "x", "rgb"), np.stack([np.asarray(i) for i in images]))
         for name in self.phrases(chosen[0]):
             wanted = [self.phrases(u)[name] for u in chosen]
-            if isinstance(self.segmenter_model, Detector):
-                masks, boxes, scores, detections = zip(*self.segmenter_model.detect(images, wanted), strict=True)
-                found[f"{name}_box"] = (("image", "side"), np.stack(boxes))
-                found[f"{name}_score"] = ("image", np.array(scores, np.float32))
-                found[f"{name}_detections"] = ("image", np.array(detections, np.uint16))
-            else:
-                masks = self.segmenter_model(images, wanted)
+            masks, boxes, scores, detections = zip(*self.segmenter_model.detect(images, wanted), strict=True)
+            found[f"{name}_box"] = (("image", "side"), np.stack(boxes))
+            found[f"{name}_score"] = ("image", np.array(scores, np.float32))
+            found[f"{name}_detections"] = ("image", np.array(detections, np.uint16))
             found[name] = (("image", "y", "x"), np.stack(masks))
         return found
 
@@ -175,7 +172,8 @@ class WindowStudy(Study):
         ends = np.array([each["timestep"].values[[part[0], part[-1]]] for part in parts])
         found = found.assign_coords(from_timestep=("window", ends[:, 0]), to_timestep=("window", ends[:, 1]))
         found["image_rgb"] = (("image", "y", "x", "rgb"), np.stack([np.asarray(i) for i in images]))
-        found["truth"] = (("image", "y", "x"), np.stack(self.segmenter_model(images, [u["subject"] for u in chosen])))
+        detections = self.segmenter_model.detect(images, [u["subject"] for u in chosen])
+        found["truth"] = (("image", "y", "x"), np.stack([detection.mask for detection in detections]))
         return found
 
 

@@ -9,8 +9,8 @@ from diffusers import AutoencoderKL, UNet2DModel
 from tqdm import tqdm
 
 from ..scenes import SIZE, Scene, compose, compose_many
-from ..segmenter import CELL, CLASSES, logits, new_segmenter
-from .training import Checkpoint, Muon, as_tensor, set_rate, split_parameters
+from ..segmenter import CELL, CLASSES, as_tensor, logits, new_segmenter
+from .training import Checkpoint, Muon, set_rate, split_parameters
 
 
 def labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:

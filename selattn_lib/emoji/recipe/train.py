@@ -24,9 +24,10 @@ from tqdm import tqdm
 
 from ..art import SETS
 from ..scenes import compose_many
+from ..segmenter import as_tensor
 from .segmenter import train_segmenter
 from .text import WIDTH, train_text_encoder
-from .training import Checkpoint, Muon, as_tensor, set_rate, split_parameters
+from .training import Checkpoint, Muon, set_rate, split_parameters
 
 RGB = 3  # the first latent channels are the mean colour of each 8 x 8 block
 

@@ -4,14 +4,8 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
-
-
-def as_tensor(images: np.ndarray) -> torch.Tensor:
-    """uint8 (image, y, x, rgb) -> float (image, rgb, y, x) in [-1, 1]."""
-    return torch.tensor(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 class Checkpoint:

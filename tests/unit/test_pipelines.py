@@ -1,4 +1,4 @@
-"""Loading models, and the segmenters."""
+"""Loading pipelines by name, from folders and from the hub."""
 
 import json
 import os
@@ -14,8 +14,6 @@ import pytest
 import tiny_families
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DModel
-from PIL import Image
-from tiny_sam import tiny_grounded_sam, tiny_sam3
 
 from selattn_lib.attention.capture import capture
 from selattn_lib.concepts import load_concepts
@@ -23,7 +21,7 @@ from selattn_lib.emoji.scenes import HELD_OUT, compose
 from selattn_lib.maps.relevance import load_hrv
 from selattn_lib.models.heads import cross_attention_heads
 from selattn_lib.models.pipelines import default_dtype, load_pipeline, model_source, pick_device, unet_layout
-from selattn_lib.models.segmenters import GroundedSAM, Sam3, load_segmenter
+from selattn_lib.models.segmenters import load_segmenter
 from selattn_lib.studies.generated import Study, generate
 
 
@@ -35,7 +33,7 @@ def emoji() -> StableDiffusionPipeline:
 def test_emoji_sd_has_the_layout_of_stable_diffusion_v1(emoji: StableDiffusionPipeline) -> None:
     heads = cross_attention_heads(emoji)
     assert len(heads) == 128 and len(heads.layers) == 16
-    assert [sum(layer.place == p for layer in heads) for p in ("down", "mid", "up")] == [6, 1, 9]
+    assert [sum(layer.block == block for layer in heads) for block in ("down", "mid", "up")] == [6, 1, 9]
     assert type(emoji.scheduler).__name__ == "PNDMScheduler"
 
 
@@ -64,18 +62,6 @@ def test_the_unet_has_learned_its_words(emoji: StableDiffusionPipeline) -> None:
             text, _ = emoji.encode_prompt(captions, "cpu", 1, False)
             losses.append(float((emoji.unet(noised, t, text).sample - target).square().mean()))
     assert losses[0] < 0.97 * losses[1], losses
-
-
-def test_the_segmenter_finds_a_held_out_object_and_refuses_unknown_words() -> None:
-    segment = load_segmenter("emoji-sd")
-    scene = compose(np.random.default_rng([HELD_OUT, 2, 0]), [("Animals", "bear")], "a bear")
-    [mask] = segment([Image.fromarray(scene.image)], ["bear"])
-    assert mask.dtype == bool
-    assert (mask & scene.masks[0]).sum() / (mask | scene.masks[0]).sum() > 0.7
-    with pytest.raises(ValueError, match="griffin"):
-        segment([Image.fromarray(scene.image)], ["griffin"])
-    with pytest.raises(ValueError, match="nosuch"):
-        load_segmenter("nosuch")
 
 
 def test_the_first_lines_of_the_readme(emoji: StableDiffusionPipeline) -> None:
@@ -267,139 +253,3 @@ def test_a_revision_reaches_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OSError, match="owner/model at v2, safetensors: True"):
         Study(model="owner/model", revision="v2").pipe  # noqa: B018
     assert asked == [("owner/model", "v2")]
-
-
-def test_concept_tables() -> None:
-    paper, emoji = load_concepts("paper"), load_concepts("emoji-sd")
-    assert len(paper) == 34 and {len(words) for words in paper.values()} == {10}
-    assert len(emoji) >= 20 and set(emoji) <= set(paper)
-    with pytest.raises(ValueError, match="nosuch"):
-        load_concepts("nosuch")
-
-
-def test_concepts_come_from_a_file_too(tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_text("Pets: [dog, cat]\n")
-    assert load_concepts(path) == {"Pets": ["dog", "cat"]}
-    path.write_text("Pets: dog\n")
-    with pytest.raises(ValueError, match="list of words"):
-        load_concepts(path)
-
-
-@pytest.fixture(scope="module")
-def grounded_sam(tmp_path_factory: pytest.TempPathFactory) -> GroundedSAM:
-    detector, segmenter = tiny_grounded_sam(tmp_path_factory.mktemp("grounded_sam"))
-    return GroundedSAM(detector=detector, segmenter=segmenter)
-
-
-def test_segmenters_come_from_folders_too(tmp_path: Path, picture: Image.Image) -> None:
-    tiny_grounded_sam(tmp_path / "one")
-    tiny_sam3(tmp_path / "other")
-    for folder, kind in (("one", GroundedSAM), ("other", Sam3)):
-        loaded = load_segmenter(str(tmp_path / folder))
-        assert type(loaded) is kind and loaded([picture], ["bear"])[0].shape == (40, 80)
-    with pytest.raises(OSError, match="'sam3' could not be loaded from .*: expected a whole copy of the model"):
-        load_segmenter(str(tmp_path))
-
-
-@pytest.fixture(scope="module")
-def picture() -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 80, 3)).astype(np.uint8))
-
-
-def test_grounded_sam_draws_a_mask_of_the_pictures_size(grounded_sam: GroundedSAM, picture: Image.Image) -> None:
-    grounded_sam.box_threshold = 0.0
-    masks = grounded_sam([picture, picture.convert("L").rotate(90, expand=True)], ["Bear", "cat"])
-    assert [mask.shape for mask in masks] == [(40, 80), (80, 40)]
-    assert all(mask.dtype == bool and 0 < mask.mean() < 1 for mask in masks)
-
-
-def test_grounded_sam_without_a_detection_gives_an_empty_mask(grounded_sam: GroundedSAM, picture: Image.Image) -> None:
-    grounded_sam.box_threshold = 1.0
-    [mask] = grounded_sam([picture], ["bear"])
-    assert mask.shape == (40, 80) and mask.dtype == bool and not mask.any()
-
-
-def test_grounded_sam_segments_the_box_of_the_highest_score(grounded_sam: GroundedSAM, picture: Image.Image) -> None:
-    found, boxes, drawn = [], [], []  # what the detector gives, what the segmenter is given, what it gives
-
-    def note(_, args, kwargs, out) -> None:
-        boxes.append(kwargs["input_boxes"].flatten().tolist())
-        drawn.append(out.pred_masks.shape)
-
-    hooks = [
-        grounded_sam.detector.register_forward_hook(lambda _, args, out: found.append(out)),
-        grounded_sam.segmenter.register_forward_hook(note, with_kwargs=True),
-    ]
-    grounded_sam.box_threshold = 0.0
-    [several] = grounded_sam([picture], ["bear"])
-    scores = found[0].logits[0].sigmoid().amax(dim=-1)
-    best, second = scores.topk(2).values.tolist()
-    grounded_sam.box_threshold = (best + second) / 2
-    [one] = grounded_sam([picture], ["bear"])
-    for hook in hooks:
-        hook.remove()
-
-    x, y, width, height = found[0].pred_boxes[0, scores.argmax()].tolist()
-    corners = np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
-    in_the_resized_picture = corners * [64, 32, 64, 32]  # the tiny SAM sees 40 x 80 pixels as 32 x 64
-    np.testing.assert_allclose(boxes, [in_the_resized_picture] * 2, atol=1e-3)
-    assert np.array_equal(several, one)
-    assert drawn == [(1, 1, 1, 16, 16)] * 2, "the single mask, not the first of three guesses"
-
-
-def test_grounded_sam_keeps_box_score_and_number_in_a_batch(grounded_sam: GroundedSAM, picture: Image.Image) -> None:
-    """Three images, of which the threshold lets the detector find several, one and no detections."""
-    pictures = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 80, 3), np.uint8)) for i in range(6)]
-    grounded_sam.box_threshold = 0.0
-    alone = [grounded_sam.detect([each], ["bear"])[0] for each in pictures]
-    together = grounded_sam.detect(pictures, ["bear"] * 6)
-    for one, other in zip(alone, together, strict=True):
-        assert one.detections == other.detections == 5 and one.mask.shape == other.mask.shape
-        np.testing.assert_allclose(one.box, other.box, atol=1e-3)
-        assert one.score == pytest.approx(other.score, abs=1e-5) and (one.mask != other.mask).mean() < 0.01
-    order = np.argsort([found.score for found in together])
-    grounded_sam.box_threshold = together[order[2]].score + 1e-6
-    for place, found in enumerate(grounded_sam.detect([pictures[i] for i in order], ["bear"] * 6)):
-        if place <= 2:
-            assert not found.mask.any() and found.detections == 0 and np.isnan([found.score, *found.box]).all()
-        else:
-            assert found.detections >= 1
-            assert np.array_equal(found.box, together[order[place]].box)
-
-
-def test_grounded_sam_may_draw_a_mask_of_nothing(
-    grounded_sam: GroundedSAM, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    grounded_sam.box_threshold = 0.0
-    monkeypatch.setattr(grounded_sam, "_masks", lambda images, boxes: [np.zeros((40, 80), bool) for _ in images])
-    [found] = grounded_sam.detect([picture], ["bear"])
-    assert not found.mask.any() and found.detections == 5 and np.isfinite([found.score, *found.box]).all()
-
-
-@pytest.fixture(scope="module")
-def sam3(tmp_path_factory: pytest.TempPathFactory) -> Sam3:
-    return Sam3(source=tiny_sam3(tmp_path_factory.mktemp("sam3")))
-
-
-def test_sam3_takes_the_instance_of_the_highest_score(sam3: Sam3, picture: Image.Image) -> None:
-    outputs: list = []
-    hook = sam3.model.register_forward_hook(lambda _, args, out: outputs.append(out))
-    sam3.threshold = 0.0
-    wide, high = sam3.detect([picture, picture.rotate(90, expand=True)], ["bear", "oak tree"])
-    hook.remove()
-    assert [wide.mask.shape, high.mask.shape] == [(40, 80), (80, 40)]
-    assert wide.detections == high.detections == 5
-    scores = outputs[0].pred_logits[1].sigmoid() * outputs[0].presence_logits[1].sigmoid()
-    best = int(scores.argmax())
-    assert high.score == pytest.approx(float(scores[best]))
-    np.testing.assert_allclose(high.box, outputs[0].pred_boxes[1, best].numpy() * [40, 80, 40, 80], rtol=1e-6)
-    drawn = outputs[0].pred_masks[1, best].sigmoid()
-    drawn = torch.nn.functional.interpolate(drawn[None, None], (80, 40), mode="bilinear")[0, 0]
-    assert np.array_equal(high.mask, (drawn > 0.5).numpy())
-
-    sam3.threshold = float(scores.topk(2).values.mean())
-    assert sam3.detect([picture.rotate(90, expand=True)], ["oak tree"])[0].detections == 1
-    sam3.threshold = 1.0
-    [nothing] = sam3.detect([picture], ["bear"])
-    assert nothing.detections == 0 and not nothing.mask.any() and np.isnan([nothing.score, *nothing.box]).all()
