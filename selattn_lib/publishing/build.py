@@ -11,7 +11,7 @@ from .notebooks import log
 def stage(root: Path, notebooks: Path, source: Path) -> None:
     """Put what the book is made of side by side in `source`; times of files are kept for Sphinx's sake."""
     shutil.rmtree(source, ignore_errors=True)
-    for name in ("_config.yml", "_toc.yml"):
+    for name in ("_config.yml", "_toc.yml", "CHANGELOG.md"):
         source.mkdir(parents=True, exist_ok=True)
         shutil.copy2(root / name, source)
     shutil.copytree(root / "book", source / "book", ignore=shutil.ignore_patterns("_build", "__pycache__"))
