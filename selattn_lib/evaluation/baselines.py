@@ -1,6 +1,6 @@
 """What a score is to be compared with: masks that know nothing of the picture, and choices made on other pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,33 +57,41 @@ def folds(groups: Any) -> list[np.ndarray]:
     return [np.flatnonzero(number % 2 == half) for half in (0, 1)]
 
 
-def oracle_ious(maps: HeadMaps, own: xr.DataArray, ks: Sequence[int], *, groups: Any = None) -> xr.DataArray:
+def oracle_ious(maps: HeadMaps, single: xr.DataArray, ks: Sequence[int], *, groups: Any = None) -> xr.DataArray:
     """IoU (image, k, threshold) of the best k heads: heads ranked by their own IoU on one half of the images, scored on
     the other half, and the reverse. It has seen true masks, which head relevance has not: a ceiling to aim for.
 
-    `own` is `single_ious` of the same `maps`; each of its thresholds has a ranking of its own. Halves share no
+    `single` is `single_ious` of the same `maps`; each of its thresholds has a ranking of its own. Halves share no
     group (default: the coordinate `subject`).
     """
-    halves, parts = folds(maps.subjects if groups is None else groups), []
-    for learnt, scored in (halves, halves[::-1]):
-        mean = own.isel(image=learnt).mean("image").transpose("threshold", "single")
+
+    def score(learnt: np.ndarray, scored: np.ndarray) -> xr.DataArray:
+        mean = single.isel(image=learnt).mean("image").transpose("threshold", "single")
         orders = mean.copy(data=np.argsort(-mean.values, axis=1, kind="stable")).rename(single="head").drop_vars("head")
-        sets = first_heads(orders, ks)
-        half = maps.select(image=scored)
-        each = [ious(half, sets.sel(threshold=t, drop=True), [t]) for t in own["threshold"].values]
-        parts.append(xr.concat(each, "threshold"))
-    joined = xr.concat(parts, "image").isel(image=np.argsort(np.concatenate(halves[::-1])))
-    return joined.transpose("image", "k", "threshold")
+        sets, half = first_heads(orders, ks), maps.select(image=scored)
+        thresholds = [ious(half, sets.sel(threshold=t, drop=True), [t]) for t in single["threshold"].values]
+        return xr.concat(thresholds, "threshold")
+
+    scores = _cross_fit(maps.subjects if groups is None else groups, score)
+    return scores.transpose("image", "k", "threshold")
 
 
 def cross_fitted(surface: xr.DataArray, groups: Any) -> tuple[xr.DataArray, list[dict[str, Any]]]:
     """Scores (image) of the best cell of `surface` (image, ...), chosen on one half of the images and scored on the
     other, and the reverse; and the two choices, dimension -> label. Halves share no group."""
-    halves, scores, choices = folds(groups), [], []
-    for learnt, scored in (halves, halves[::-1]):
+    choices = []
+
+    def score(learnt: np.ndarray, scored: np.ndarray) -> xr.DataArray:
         mean = surface.isel(image=learnt).mean("image")
-        places = np.unravel_index(mean.values.argmax(), mean.shape)
-        best: dict[Any, Any] = {str(dim): int(place) for dim, place in zip(mean.dims, places, strict=True)}
-        choices.append({dim: mean[dim].values[place].item() for dim, place in best.items()})
-        scores.append(surface.isel({"image": scored, **best}, drop=True))
-    return xr.concat(scores, "image").isel(image=np.argsort(np.concatenate(halves[::-1]))), choices
+        best = {dim: int(index) for dim, index in mean.argmax(list(mean.dims)).items()}  # type: ignore[union-attr]
+        choices.append({str(dim): mean[dim].values[index].item() for dim, index in best.items()})
+        return surface.isel({"image": scored, **best}, drop=True)
+
+    return _cross_fit(groups, score), choices
+
+
+def _cross_fit(groups: Any, score: Callable[[np.ndarray, np.ndarray], xr.DataArray]) -> xr.DataArray:
+    """Scores (image, ...) of all images, each half by `score(the other half, this half)`."""
+    halves = folds(groups)
+    scores = xr.concat([score(*halves), score(*halves[::-1])], "image")
+    return scores.isel(image=np.argsort(np.concatenate(halves[::-1])))

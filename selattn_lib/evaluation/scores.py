@@ -49,7 +49,7 @@ def iou(mask: Any, truth: Any) -> Any:
         raise ValueError(f"masks of {mask.dtype} and {truth.dtype}: expected booleans; threshold heat maps first")
     if mask.shape[-2:] != truth.shape[-2:]:
         raise ValueError(f"a mask of {mask.shape[-2:]} pixels and one of {truth.shape[-2:]}: expected one size")
-    both, either = (mask & truth).sum(axis=(-2, -1)), (mask | truth).sum(axis=(-2, -1))
+    both, either = _count(mask & truth), _count(mask | truth)
     result = np.where(either > 0, both / np.maximum(either, 1), 1.0)
     return result if result.ndim else float(result)
 
@@ -89,14 +89,14 @@ def ious(
     """
 
     def score(heats: torch.Tensor, mask: np.ndarray) -> np.ndarray:
-        wanted = torch.from_numpy(mask.astype(np.float32)).flatten()
+        inside = torch.from_numpy(mask.astype(np.float32)).flatten()
         heats, above, area, both = heats.flatten(1), torch.empty_like(heats.flatten(1)), [], []
         for threshold in thresholds:
             torch.gt(heats, threshold, out=above)  # as numbers: several times faster than booleans
             area.append(above.sum(dim=1))
-            both.append(above @ wanted)
+            both.append(above @ inside)
         overlap = torch.stack(both, dim=1)
-        either = torch.stack(area, dim=1) + wanted.sum() - overlap
+        either = torch.stack(area, dim=1) + inside.sum() - overlap
         return torch.where(either > 0, overlap / either.clamp(min=1), 1.0).numpy()
 
     return _each_image(maps, heads, score, "threshold", thresholds, word, truth).rename("iou")
@@ -104,8 +104,8 @@ def ious(
 
 def single_ious(maps: HeadMaps, thresholds: Sequence[float] = THRESHOLDS) -> xr.DataArray:
     """IoU (image, single, threshold) of each head's own map, `single` numbering the heads."""
-    each = np.eye(maps.n_heads, dtype=np.float32)
-    return ious(maps, xr.DataArray(each, {"single": maps.heads}, ("single", "head")), thresholds)
+    singles = np.eye(maps.n_heads, dtype=np.float32)
+    return ious(maps, xr.DataArray(singles, {"single": maps.heads}, ("single", "head")), thresholds)
 
 
 def threshold_free(maps: HeadMaps, heads: Any = "all", *, word: int | str = 0, truth: str = "truth") -> xr.DataArray:
@@ -137,7 +137,7 @@ def _threshold_free(heat: np.ndarray, truth: np.ndarray) -> tuple[float, float, 
     return float(average_precision_score(truth, heat)), float(best.max()), float(truth[order[0]])
 
 
-def attention_ratio(heat: Any, mask: np.ndarray, against: np.ndarray | None = None) -> Any:
+def attention_ratio(heat: Any, mask: np.ndarray, against: np.ndarray | None = None, *, floor: float = 0.0) -> Any:
     """How much more attention falls on a mask than elsewhere: the mean of a map there over its mean in `against`.
 
     Parameters
@@ -148,11 +148,13 @@ def attention_ratio(heat: Any, mask: np.ndarray, against: np.ndarray | None = No
         Where to look.
     against : array (y, x) bool, optional
         Where to compare with; the whole picture by default.
+    floor : float
+        Means below it count as it, so that a ratio is neither 0 nor infinite.
 
     Returns
     -------
     float, or array (...)
-        1 for a map that prefers neither, or where a mask is empty. Means below 1e-6 count as 1e-6.
+        1 for a map that prefers neither, or where a mask is empty.
 
     Examples
     --------
@@ -161,10 +163,12 @@ def attention_ratio(heat: Any, mask: np.ndarray, against: np.ndarray | None = No
     """
     heat = np.asarray(heat)
     against = np.ones(mask.shape, bool) if against is None else against
-    if not (mask.any() and against.any()):
-        return np.ones(heat.shape[:-2])[()]
-    on, off = (np.maximum(heat[..., where].mean(axis=-1), FLOOR) for where in (mask, against))
-    return on / off if heat.ndim > 2 else float(on / off)
+    ratio = np.ones(heat.shape[:-2])
+    if mask.any() and against.any():
+        on, off = (np.maximum(heat[..., where].mean(axis=-1), floor) for where in (mask, against))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(on == off, 1.0, on / off)
+    return ratio if heat.ndim > 2 else float(ratio)
 
 
 def attention_on(
@@ -193,7 +197,7 @@ def attention_on(
         if len(chosen):
             heats = (torch.cat(list(maps.heatmaps(weights, image=int(image)))).numpy() for image in chosen)
             ratios = np.array([attention_ratio(heat, mask[i]) for heat, i in zip(heats, chosen, strict=True)])
-            table[:, column] = [[*bootstrap_mean(own), len(chosen)] for own in ratios.T]
+            table[:, column] = [[*bootstrap_mean(of_set), len(chosen)] for of_set in ratios.T]
     coords = {"heads": list(heads), "mask": list(masks), "statistic": ["mean", "low", "high", "images"]}
     return xr.DataArray(table, coords, dims=("heads", "mask", "statistic"))
 
@@ -218,17 +222,18 @@ def log_attention_ratio(
     -------
     xarray.DataArray (image, set)
         The logarithm of `attention_ratio` of the first meaning's mask against the second's: above 0 where the map is
-        stronger on the first. Pixels of both masks count for neither. Not a number where an image does not count.
+        stronger on the first. Pixels of both masks count for neither, means below 1e-6 count as 1e-6. Not a number
+        where an image does not count.
     """
     weights = maps.weights(heads)
-    found = np.full((maps.n_images, len(weights)), np.nan)
+    logs = np.full((maps.n_images, len(weights)), np.nan)
     for image in range(maps.n_images):
         one, other = (maps.truth(image, meaning) for meaning in meanings)
         first, second = one & ~other, other & ~one
         if min(first.mean(), second.mean()) >= min_area:
             heats = torch.cat(list(maps.heatmaps(weights, image=image))).numpy()
-            found[image] = np.log(attention_ratio(heats, first, second))
-    return xr.DataArray(found, {"set": weights["set"].values}, ("image", "set"), name="log attention ratio")
+            logs[image] = np.log(attention_ratio(heats, first, second, floor=FLOOR))
+    return xr.DataArray(logs, {"set": weights["set"].values}, ("image", "set"), name="log attention ratio")
 
 
 def mean_attention(maps: HeadMaps, heads: Mapping[str, Any]) -> xr.DataArray:
@@ -236,21 +241,22 @@ def mean_attention(maps: HeadMaps, heads: Mapping[str, Any]) -> xr.DataArray:
     weights = maps.weights(heads)
     shares = torch.from_numpy(weights.values).double()
     shares = shares / shares.sum(dim=1, keepdim=True)
-    found = []
+    means = torch.zeros((maps.n_images, maps.n_heads), dtype=torch.float64)
     for image in range(maps.n_images):
-        native = [(np.searchsorted(maps.heads, own).tolist(), values.double()) for own, values in maps.native(image)]
-        found.append(sum(shares[:, own] @ values.mean(dim=(1, 2)) for own, values in native).numpy())  # type: ignore
-    return xr.DataArray(np.stack(found), {"set": weights["set"].values}, ("image", "set"), name="attention")
+        for heads_of_grid, values in maps.native(image):
+            means[image, np.searchsorted(maps.heads, heads_of_grid)] = values.double().mean(dim=(1, 2))
+    attention = (means @ shares.T).numpy()
+    return xr.DataArray(attention, {"set": weights["set"].values}, ("image", "set"), name="attention")
 
 
 def map_correlation(maps: HeadMaps, heads: Mapping[str, Any]) -> xr.DataArray:
     """(image) correlation, over pixels, of the maps of two sets of heads; 0 if one is constant."""
-    weights, found = maps.weights(heads), []
+    weights, correlations = maps.weights(heads), []
     for image in range(maps.n_images):
         one, other = torch.cat(list(maps.heatmaps(weights, image=image))).flatten(1).numpy()
         constant = one.std() == 0 or other.std() == 0
-        found.append(0.0 if constant else float(np.corrcoef(one, other)[0, 1]))
-    return xr.DataArray(np.array(found), dims="image", name="correlation")
+        correlations.append(0.0 if constant else float(np.corrcoef(one, other)[0, 1]))
+    return xr.DataArray(np.array(correlations), dims="image", name="correlation")
 
 
 def presence(maps: HeadMaps) -> xr.Dataset:
@@ -269,6 +275,12 @@ def presence(maps: HeadMaps) -> xr.Dataset:
     )
 
 
+def _count(masks: np.ndarray) -> np.ndarray:
+    """(...) pixels of masks (..., y, x); one by one, since `count_nonzero` with an axis is slow."""
+    single = masks.reshape(-1, *masks.shape[-2:])
+    return np.array([np.count_nonzero(mask) for mask in single], dtype=int).reshape(masks.shape[:-2])
+
+
 def _each_image(
     maps: HeadMaps,
     heads: Any,
@@ -281,11 +293,11 @@ def _each_image(
     """(image, ..., dim) from `score`, which gives (set, label) of heat maps (set, y, x) and a mask (y, x)."""
     weights = maps.weights(heads)
     rows = weights.values.reshape(-1, weights.sizes["head"])
-    found = []
+    scores = []
     for image in range(maps.n_images):
         mask = maps.truth(image, truth)
-        found.append(np.concatenate([score(block, mask) for block in maps.heatmaps(rows, image=image, word=word)]))
-    own = {name: c for name, c in weights.coords.items() if "head" not in c.dims}
-    coords: dict[Any, Any] = {**maps.image_coords, **own, dim: list(labels)}
-    values = np.stack(found).reshape(maps.n_images, *weights.shape[:-1], len(labels))
+        scores.append(np.concatenate([score(block, mask) for block in maps.heatmaps(rows, image=image, word=word)]))
+    of_sets = {name: coord for name, coord in weights.coords.items() if "head" not in coord.dims}
+    coords: dict[Any, Any] = {**maps.image_coords, **of_sets, dim: list(labels)}
+    values = np.stack(scores).reshape(maps.n_images, *weights.shape[:-1], len(labels))
     return xr.DataArray(values, coords, ("image", *weights.dims[:-1], dim))

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from ..maps.head_maps import HeadMaps
 from .baselines import best_disc, centred_disc, full_frame
 from .scores import iou
-from .statistics import bootstrap_mean, effect_size, paired_difference
+from .statistics import Interval, bootstrap_mean, effect_size, paired_difference
 
 
 def comparison_table(ious: Mapping[str, Any], groups: Any, *, against: str, score: str = "mean IoU") -> pd.DataFrame:
@@ -22,16 +23,14 @@ def comparison_table(ious: Mapping[str, Any], groups: Any, *, against: str, scor
     rows = []
     for name, values in ious.items():
         values = np.asarray(values, dtype=float)
-        mean = bootstrap_mean(values, groups)
-        row = [f"{mean.mean:.3f}", f"[{mean.low:.3f}, {mean.high:.3f}]"]
+        row = [str(bootstrap_mean(values, groups))]
         if name != against:
-            d = paired_difference(values, base, groups)
-            means = pd.Series(values - base).groupby(groups).mean()
-            row += [f"{d.mean:+.3f}", f"[{d.low:+.3f}, {d.high:+.3f}]", f"{d.p:.3f}"]
             size = effect_size(values, base, groups)
-            row += ["" if np.isnan(size) else f"{size:+.2f}", f"{(means > 0).sum()} of {len(means)}"]
-        rows.append(row + [""] * (7 - len(row)))
-    columns = [score, "95 % interval", f"less {against}", "95 % interval", "p", "d", "prompts ahead"]
+            means = pd.Series(values - base).groupby(groups).mean()
+            row += [str(paired_difference(values, base, groups)), "" if np.isnan(size) else f"{size:+.2f}"]
+            row += [f"{(means > 0).sum()} of {len(means)}"]
+        rows.append(row + [""] * (4 - len(row)))
+    columns = [f"{score} [95 %]", f"less {against} [95 %], p", "d", "prompts ahead"]
     return pd.DataFrame(rows, index=pd.Index(list(ious), name="heads"), columns=columns)
 
 
@@ -48,26 +47,24 @@ def iou_table(
 
     `measured` maps a method to (threshold, 3) means with the ends of their intervals; `baselines` maps a
     baseline, "centred disc" or "full frame", to its (mean, low, high), which has no threshold; `paper` maps a
-    method to the paper's mean at each threshold. All cells are text: "0.651", "[0.623, 0.680]", "" if none.
+    method to the paper's mean at each threshold. All cells are text: "0.651 [0.623, 0.680]", "" if none.
     """
-    rows: dict[tuple[str, str], list[str]] = {}
     for name, values in {**measured, **(paper or {})}.items():
         if len(values) != len(thresholds):
-            raise ValueError(f"{name!r} has {len(values)} rows for the {len(thresholds)} thresholds {thresholds}.")
+            raise ValueError(f"{name!r} has {len(values)} rows for the {len(thresholds)} thresholds {thresholds}")
+    rows: dict[tuple[str, str], list[str]] = {}
     for i, threshold in enumerate(thresholds):
         for name, values in measured.items():
             published = paper[name][i] if paper and name in paper else np.nan
-            printed = [""] if np.isnan(published) else [f"{published:.4f}"]
-            rows[f"{threshold:g}", name] = [*_cells(values[i]), *printed]
+            rows[f"{threshold:g}", name] = [
+                str(Interval(*values[i])),
+                "" if np.isnan(published) else f"{published:.4f}",
+            ]
     for name, values in baselines.items():
-        rows["any", name] = [*_cells(values), ""]
-    columns = [
-        f"mean IoU measured: {model}, {n_images} images",
-        "95 % interval",
-        "mean IoU in the paper: SD v1.4, 100 images",
-    ]
+        rows["any", name] = [str(Interval(*values)), ""]
+    columns = [f"mean IoU [95 %], measured: {model}, {n_images} images", "mean IoU in the paper: SD v1.4, 100 images"]
     index = pd.MultiIndex.from_tuples(rows, names=["threshold", "heads"])
-    return pd.DataFrame(list(rows.values()), index=index, columns=columns).iloc[:, : 3 if paper else 2]
+    return pd.DataFrame(list(rows.values()), index=index, columns=columns).iloc[:, : 2 if paper else 1]
 
 
 # Mean IoU at thresholds 0.3, 0.4 and 0.5: the paper's Tables 1 to 3, Stable Diffusion v1.4, *Animals*, 100 images.
@@ -80,35 +77,30 @@ PAPER = {
 }
 
 
-def benchmark_table(ious: Mapping[str, xr.DataArray], results: xr.Dataset, *, paper: bool = True) -> pd.DataFrame:
-    """`iou_table` of a study: `ious` maps a method to its IoU (image, threshold), `results` is what it was measured on.
+def benchmark_table(ious: Mapping[str, xr.DataArray], maps: HeadMaps, *, paper: bool = True) -> pd.DataFrame:
+    """`iou_table` of a study: `ious` maps a method to its IoU (image, threshold), `maps` is what it was measured on.
 
     Intervals draw whole subjects. Baselines: the best centred disc and the full frame on the same masks. The paper's
     numbers stand beside where it has some: for *Animals*, its thresholds and methods named as in `PAPER`, and unless
     `paper` is False.
     """
-    groups, truth = results["subject"].values, results["truth"].values
+    groups, truth = maps.subjects, maps.truths["truth"].values.astype(bool)
     thresholds = [float(t) for t in next(iter(ious.values()))["threshold"].values]
     measured = {
-        name: [bootstrap_mean(each.sel(threshold=t), groups) for t in thresholds] for name, each in ious.items()
+        name: [bootstrap_mean(scores.sel(threshold=t), groups) for t in thresholds] for name, scores in ious.items()
     }
     radius, _ = best_disc(truth)
     height, width = truth.shape[1:]
-    dumb = {
+    masks = {
         f"centred disc, radius {radius}": centred_disc(height, width, radius),
         "full frame": full_frame(height, width),
     }
-    baselines = {name: bootstrap_mean(iou(mask, truth), groups) for name, mask in dumb.items()}
+    baselines = {name: bootstrap_mean(iou(mask, truth), groups) for name, mask in masks.items()}
     published = {
         name: [PAPER[name].get(t, float("nan")) for t in thresholds]
         for name in measured
-        if paper and name in PAPER and results.attrs.get("concept") == "Animals"
+        if paper and name in PAPER and maps.dataset.attrs.get("concept") == "Animals"
     }
     return iou_table(
-        measured, thresholds, model=results.attrs["model"], n_images=len(truth), baselines=baselines, paper=published
+        measured, thresholds, model=maps.model, n_images=maps.n_images, baselines=baselines, paper=published
     )
-
-
-def _cells(values: Any) -> list[str]:
-    mean, low, high = (float(value) for value in values)
-    return [f"{mean:.3f}", f"[{low:.3f}, {high:.3f}]"]

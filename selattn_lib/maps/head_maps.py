@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -90,7 +91,7 @@ class HeadMaps:
     def grid_of_head(self) -> np.ndarray:
         """(head) the grid of each head that is held, such as "16x16"."""
         numbers = np.concatenate(list(self.grids.values()))
-        names = np.repeat([f"{h}x{w}" for h, w in self.grids], [len(own) for own in self.grids.values()])
+        names = np.repeat([f"{h}x{w}" for h, w in self.grids], [len(heads) for heads in self.grids.values()])
         return names[np.argsort(numbers)]
 
     @property
@@ -123,8 +124,8 @@ class HeadMaps:
     @property
     def truths(self) -> dict[str, xr.DataArray]:
         """name -> true masks (image, y, x) bool, each read where it is used: "truth", or the {name} of truth_{name}."""
-        found = {str(name): mask for name, mask in sorted(self.dataset.data_vars.items())}
-        masks = {name: mask for name, mask in found.items() if re.match("truth(_|$)", name) and mask.ndim == 3}
+        variables = {str(name): self.dataset[name] for name in sorted(self.dataset.data_vars, key=str)}
+        masks = {name: mask for name, mask in variables.items() if re.match("truth(_|$)", name) and mask.ndim == 3}
         return {name.removeprefix("truth_"): mask for name, mask in masks.items()}
 
     def truth(self, image: int, name: str = "truth") -> np.ndarray:
@@ -149,7 +150,11 @@ class HeadMaps:
 
     def select(self, **indexers: Any) -> "HeadMaps":
         """Some of the pictures, words or windows, by position: ``maps.select(image=[0, 3], window=1)``."""
-        return HeadMaps(self.dataset.isel(indexers))
+        held = {
+            dim: [i] if dim in ("image", "word") and np.ndim(i) == 0 and not isinstance(i, slice) else i
+            for dim, i in indexers.items()
+        }
+        return HeadMaps(self.dataset.isel(held))
 
     def with_pictures(self, images: Sequence[Any], **truths: Any) -> "HeadMaps":
         """These maps with pictures, and with true masks, for figures and explorers.
@@ -161,8 +166,18 @@ class HeadMaps:
         **truths : array (image, y, x) bool
             True masks, named ``truth`` or ``truth_{name}``; where a name is one of the words, each word has the mask
             of its name alone.
+
+        Raises
+        ------
+        ValueError
+            On pictures of another number or size, and on masks of other names.
         """
         pictures = np.stack([np.asarray(image) for image in images])
+        if pictures.shape != (self.n_images, *self.size, 3):
+            expected = (self.n_images, *self.size, 3)
+            raise ValueError(f"pictures (image, y, x, rgb) of shape {pictures.shape}: expected {expected}")
+        if wrong := [name for name in truths if not re.match("truth(_|$)", name)]:
+            raise ValueError(f"true masks named {wrong}: expected 'truth' or 'truth_NAME'")
         masks = {name: (("image", "y", "x"), np.asarray(mask)) for name, mask in truths.items()}
         return HeadMaps(self.dataset.assign({"image_rgb": (("image", "y", "x", "rgb"), pictures)} | masks))
 
@@ -171,16 +186,19 @@ class HeadMaps:
 
         Maps kept call by call are averaged. Raises ValueError on a word, IndexError on a number that is not held.
         """
+        if "window" in self.dataset.dims:
+            windows = self.dataset.sizes["window"]
+            raise ValueError(f"these maps have {windows} windows of timesteps: choose one by maps.select(window=0)")
         word = self._word_number(image, word)
         for dim, index in (("image", image), ("word", word)):
             if not -self.dataset.sizes[dim] <= index < self.dataset.sizes[dim]:
                 raise IndexError(f"{dim} {index} was asked for, of {self.dataset.sizes[dim]} in these maps")
-        found = []
+        native = []
         for (height, width), numbers in self.grids.items():
             values = self.dataset[f"maps_{height}x{width}"].isel(image=image, word=word)
             values = values.mean("call") if "call" in values.dims else values
-            found.append((numbers, torch.from_numpy(values.values.astype(np.float32))))
-        return found
+            native.append((numbers, torch.from_numpy(values.values.astype(np.float32))))
+        return native
 
     def heatmap(
         self,
@@ -262,12 +280,12 @@ class HeadMaps:
         """
         height, width = size or self.size
         rows = torch.as_tensor(np.asarray(weights, dtype=np.float32))
-        native = [(np.searchsorted(self.heads, own).tolist(), maps) for own, maps in self.native(image, word)]
+        native = [(np.searchsorted(self.heads, heads).tolist(), maps) for heads, maps in self.native(image, word)]
         down = torch.cat([bicubic_weights(maps.shape[1], height) for _, maps in native], dim=1)  # (height, all rows)
         for block in rows.split(max(1, PIXELS_AT_ONCE // (height * width))):
             across = [
-                torch.einsum("sh,hyx->syx", block[:, own], maps) @ bicubic_weights(maps.shape[2], width).T
-                for own, maps in native
+                torch.einsum("sh,hyx->syx", block[:, heads], maps) @ bicubic_weights(maps.shape[2], width).T
+                for heads, maps in native
             ]
             yield normalise_(down @ torch.cat(across, dim=1))
 
@@ -276,11 +294,13 @@ class HeadMaps:
     ) -> Image.Image:
         """The picture under the heat map of some heads, with a line round what is above `threshold`.
 
-        Parameters are those of `heatmap`; a true mask of the name ``truth`` is outlined by dashes.
+        Parameters are those of `heatmap`; a true mask of the name ``truth`` is outlined by dashes. Raises ValueError
+        if there are no pictures.
         """
+        picture = self.select(image=image).pictures[0]
         heat = self.heatmap(word, heads, image=image).values
         truth = self.truth(image) if "truth" in self.truths else None
-        return Image.fromarray(overlay(self.dataset["image_rgb"][image].values, heat, threshold=threshold, truth=truth))
+        return Image.fromarray(overlay(picture, heat, threshold=threshold, truth=truth))
 
     def save(
         self, folder: str | Path, heads: HeadSelection = "all", *, threshold: float = 0.4, name: str = ""
@@ -296,7 +316,8 @@ class HeadMaps:
         threshold : float
             In (0, 1): the mask is what lies strictly above it (Eq. 5).
         name : str, optional
-            Names the heads in the files' names; by default "all" or, for 30 heads, "30-heads".
+            Names the heads in the files' names; by default "all" or "daam", "heads-3-17" for up to eight heads, and for
+            more their number with a checksum, "30-heads-1a2b3c4d", so that no two sets share a name.
 
         Returns
         -------
@@ -306,7 +327,7 @@ class HeadMaps:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        name = name or (heads if isinstance(heads, str) else f"{len(heads)}-heads")
+        name = name or _file_name(heads)
         written = []
         for image in range(self.n_images):
             for number in range(len(self.words)):
@@ -325,10 +346,10 @@ class HeadMaps:
 
     def word(self, image: int, number: int = 0) -> str:
         """A word of one picture, by its number."""
-        own = [name for name in ("own_words", "subject") if name in self.dataset.coords]
-        if not own or not self.words[number].startswith("subject"):
+        coords = [name for name in ("own_words", "subject") if name in self.dataset.coords]
+        if not coords or not self.words[number].startswith("subject"):
             return self.words[number]
-        return str(np.atleast_1d(self.dataset[own[0]].values[image])[number])
+        return str(np.atleast_1d(self.dataset[coords[0]].values[image])[number])
 
     def _word_number(self, image: int, word: int | str) -> int:
         if not isinstance(word, str):
@@ -353,6 +374,13 @@ class HeadMaps:
             if len(chosen):
                 upsampled.append(upsample(chosen, (height, width)).clamp(min=0))
         return upsample(torch.cat(upsampled).mean(dim=0, keepdim=True), size)[0]
+
+
+def _file_name(heads: HeadSelection) -> str:
+    if isinstance(heads, str):
+        return heads
+    numbers = "-".join(str(number) for number in sorted(int(head) for head in heads))
+    return f"heads-{numbers}" if len(heads) <= 8 else f"{len(heads)}-heads-{crc32(numbers.encode()):08x}"
 
 
 def heatmap(

@@ -70,7 +70,7 @@ def head_weights(heads: Any, held: Sequence[int] | np.ndarray) -> xr.DataArray:
             raise ValueError("weights: expected numbers of 0 or more, and some head above 0 in every set")
         return heads.astype(np.float32)
     if isinstance(heads, Mapping):
-        rows = [head_weights(each, held) for each in heads.values()]
+        rows = [head_weights(selection, held) for selection in heads.values()]
         return xr.DataArray(np.stack(rows), {"set": list(heads)}, ("set", "head"))
     weights = np.isin(np.asarray(held), head_numbers(heads, held))
     return xr.DataArray(weights.astype(np.float32), dims="head")
@@ -94,7 +94,7 @@ def first_heads(orders: Any, ks: Sequence[int]) -> xr.DataArray:
     Raises
     ------
     ValueError
-        If some k is out of range.
+        If some k is out of range, or an order does not hold each head once.
 
     Examples
     --------
@@ -102,12 +102,14 @@ def first_heads(orders: Any, ks: Sequence[int]) -> xr.DataArray:
     [[0.0, 0.0, 1.0], [1.0, 0.0, 1.0]]
     """
     orders = orders if isinstance(orders, xr.DataArray) else xr.DataArray(np.asarray(orders), dims="head")
-    n_heads = orders.sizes["head"]
+    orders, n_heads = orders.transpose(..., "head"), orders.sizes["head"]
     if wrong := [k for k in ks if not 1 <= k <= n_heads]:
         raise ValueError(f"k={wrong[0]}: expected whole numbers from 1 to {n_heads}")
-    rank = orders.copy(data=np.argsort(orders.values, axis=orders.get_axis_num("head")))
+    if (np.sort(orders.values, axis=-1) != np.arange(n_heads)).any():
+        raise ValueError(f"orders: expected rankings that hold each head from 0 to {n_heads - 1} once")
+    rank = orders.copy(data=np.argsort(orders.values, axis=-1))
     sizes = xr.DataArray(list(ks), {"k": list(ks)}, "k")
-    return (rank < sizes).astype(np.float32).transpose(*orders.dims[:-1], "k", "head")
+    return (rank < sizes).astype(np.float32).transpose(..., "k", "head")
 
 
 def random_orders(n_heads: int, *, draws: int = 200, seed: int = 0) -> xr.DataArray:

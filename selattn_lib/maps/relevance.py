@@ -117,7 +117,7 @@ class HeadRelevance:
 def load_hrv(model_or_path: str | Path) -> HeadRelevance:
     """Load head relevance: "emoji-sd" for the embedded model's, or a path as for `HeadRelevance.load`."""
     if str(model_or_path) == "emoji-sd":
-        return HeadRelevance.load(Path(__file__).parent / "emoji" / "hrv.npz")
+        return HeadRelevance.load(Path(__file__).parents[1] / "emoji" / "hrv.npz")
     return HeadRelevance.load(model_or_path)
 
 
@@ -167,3 +167,15 @@ def concentration(relevance: HeadRelevance, k: int = 30) -> xr.DataArray:
     all heads are alike."""
     scores = np.sort(relevance.scores.transpose("concept", "head").values, axis=1)
     return relevance.scores["concept"].copy(data=scores[:, -k:].sum(axis=1) / scores.sum(axis=1)).rename("share")
+
+
+def relevance_orders(
+    counts: xr.DataArray, concept: str, sizes: Sequence[int], *, draws: int = 20, seed: int = 0
+) -> xr.DataArray:
+    """(size, draw, head) rankings of the heads for a concept, each counted on n random images of `counts`
+    (image, concept, head), for each n of `sizes`."""
+    n_images, orders = counts.sizes["image"], []
+    for size in sizes:
+        drawn = [np.random.default_rng([seed, size, draw]).permutation(n_images)[:size] for draw in range(draws)]
+        orders.append([HeadRelevance.from_counts(counts[images]).ranking(concept) for images in drawn])
+    return xr.DataArray(np.array(orders), {"size": list(sizes)}, ("size", "draw", "head"))

@@ -1,0 +1,268 @@
+"""Intervals and tests: against scipy, against counting everything, and under a null that holds."""
+
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy.stats import mannwhitneyu, spearmanr
+
+from selattn_lib.evaluation.statistics import (
+    Difference,
+    Interval,
+    agreement,
+    area_under_roc,
+    band,
+    bootstrap_mean,
+    direction,
+    effect_size,
+    format_p,
+    paired_difference,
+    percentile,
+    plateau,
+    rank_correlation,
+    roc,
+    statement,
+)
+from selattn_lib.maps.relevance import HeadRelevance
+
+
+def test_intervals_and_differences_print_as_in_every_table():
+    assert str(Interval(0.78, 0.7281, 0.8239)) == "0.780 [0.728, 0.824]"
+    assert f"{Difference(0.05, 0.031, 0.069, 0.0031)}" == "+0.050 [+0.031, +0.069], p = 0.003"
+    assert str(Difference(-0.05, -0.07, 0.001, 0.00195)) == "-0.050 [-0.070, +0.001], p = 0.002"
+
+
+def test_p_is_never_printed_as_0():
+    assert [format_p(p) for p in (1, 0.0499, 0.001, 0.00099, 1 / 16385)] == [
+        "p = 1.000",
+        "p = 0.050",
+        "p = 0.001",
+        "p < 0.001",
+        "p < 0.001",
+    ]
+
+
+def test_one_group_has_no_spread():
+    assert bootstrap_mean([0.25, 0.75], ["a", "a"]) == (0.5, 0.5, 0.5)
+
+
+def test_the_interval_is_that_of_drawing_groups_by_hand():
+    rng = np.random.default_rng(0)
+    values, groups = rng.random(12), np.repeat(list("abcd"), [1, 2, 4, 5])
+    drawn = np.random.default_rng(7).integers(4, size=(500, 4))
+    means = [np.concatenate([values[groups == "abcd"[group]] for group in draw]).mean() for draw in drawn]
+    expected = [values.mean(), *np.quantile(means, [0.025, 0.975])]
+    np.testing.assert_allclose(bootstrap_mean(values, groups, seed=7, draws=500), expected)
+
+
+def test_bootstrap_interval_of_single_images():
+    values = np.random.default_rng(0).normal(0.7, 0.1, 400)
+    mean, low, high = bootstrap_mean(values)
+    assert mean == pytest.approx(values.mean())
+    half_width = 1.96 * values.std() / 20
+    assert low == pytest.approx(mean - half_width, abs=2e-3)
+    assert high == pytest.approx(mean + half_width, abs=2e-3)
+    assert bootstrap_mean(values) == bootstrap_mean(values) != bootstrap_mean(values, seed=1)
+
+
+def test_groups_widen_the_interval():
+    rng = np.random.default_rng(0)
+    groups = np.repeat([f"photo of a {i}" for i in range(10)], 10)
+    values = np.repeat(rng.normal(0.7, 0.1, 10), 10) + rng.normal(0, 0.01, 100)
+    alone, together = bootstrap_mean(values), bootstrap_mean(values, groups)
+    assert together.mean == alone.mean
+    assert together.high - together.low > 2 * (alone.high - alone.low)
+    constant = bootstrap_mean([0.5] * 6, [1, 1, 1, 2, 2, 3])
+    assert constant == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_paired_difference():
+    rng = np.random.default_rng(0)
+    b = rng.random(40)
+    better = paired_difference(b + 0.05 + rng.normal(0, 0.01, 40), b)
+    assert better.low < 0.05 < better.high and better.low > 0.04 and better.p < 0.01
+    alike = paired_difference(b + rng.normal(0, 0.1, 40), b)
+    assert alike.low < 0 < alike.high and alike.p > 0.05
+    assert paired_difference(b, b).p == 1
+
+
+def test_few_groups_cannot_be_very_significant():
+    b = np.random.default_rng(0).random(30)
+    difference = paired_difference(b + 0.05, b, np.repeat([1, 2, 3], 10))
+    assert difference.p == 2 / 2**3
+    assert paired_difference(b + 0.05, b, np.ones(30)).p == 1, "one group can show nothing"
+
+
+def test_ten_equal_signs_are_two_of_1024_patterns():
+    b = np.random.default_rng(0).random(10)
+    for seed in range(3):
+        assert paired_difference(b + 0.05, b, seed=seed).p == 2 / 1024
+
+
+def test_the_sign_flip_test_is_the_share_of_all_patterns():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(8), [1, 2, 3, 1, 2, 3, 4, 4])
+    for shift in (0, 0.2, 0.5):
+        differences = rng.normal(shift, 1, 20).round(1)  # with patterns of equal sums
+        sums = np.array([differences[groups == group].sum() for group in range(8)])
+        patterns = np.array(list(product([-1, 1], repeat=8)))
+        expected = np.mean(np.abs(patterns @ sums) >= abs(sums.sum()) - 1e-9)
+        assert paired_difference(differences, np.zeros(20), groups).p == pytest.approx(expected)
+
+
+def test_many_groups_are_flipped_at_random_and_the_observed_pattern_counts():
+    b = np.random.default_rng(0).random(40)
+    assert paired_difference(b + 0.05, b, flips=999).p == 1 / 1000
+    alike = b + np.random.default_rng(1).normal(0, 0.1, 40)
+    assert paired_difference(alike, b).p == pytest.approx(paired_difference(alike, b, seed=1).p, abs=0.02)
+
+
+def test_p_is_uniform_where_nothing_differs():
+    rng = np.random.default_rng(0)
+    ps = [paired_difference(rng.normal(0, 1, 20), np.zeros(20), draws=10, flips=200).p for _ in range(200)]
+    assert 0.02 < np.mean(np.array(ps) < 0.1) < 0.2
+
+
+def test_values_that_make_no_sense():
+    with pytest.raises(ValueError, match="one finite number an image"):
+        bootstrap_mean([0.1, np.nan])
+    with pytest.raises(ValueError, match="groups has shape"):
+        bootstrap_mean([0.1, 0.2], ["a"])
+
+
+def test_a_band_is_the_mean_and_its_interval_at_each_k():
+    rng = np.random.default_rng(0)
+    subjects = np.repeat(["bear", "cat", "cow", "dog"], 5)
+    values = np.repeat(rng.random((4, 3)), 5, axis=0) + rng.normal(0, 0.01, (20, 3))
+    curves = xr.DataArray(values, dims=("image", "k"), coords={"k": [1, 2, 3], "subject": ("image", subjects)})
+    drawn = band(curves)
+    np.testing.assert_allclose(drawn, [bootstrap_mean(values[:, k], subjects, draws=1000) for k in range(3)])
+    alone = band(curves.drop_vars("subject"))
+    np.testing.assert_allclose(alone[:, 0], values.mean(axis=0))
+    assert (np.diff(drawn[:, 1:]) > 1.5 * np.diff(alone[:, 1:])).all(), "images of one subject are alike"
+
+
+@pytest.fixture
+def surface() -> xr.DataArray:
+    rng = np.random.default_rng(0)
+    mean = np.array([[0.3, 0.5, 0.4], [0.35, 0.7, 0.69], [0.2, 0.3, 0.1]])
+    values = mean + rng.normal(0, 0.05, (24, 1, 1)) + rng.normal(0, 0.04, (24, 3, 3))
+    return xr.DataArray(values, {"k": [10, 20, 30], "threshold": [0.1, 0.2, 0.3]}, ("image", "k", "threshold"))
+
+
+def test_the_plateau_is_what_a_paired_difference_cannot_tell_from_the_highest(surface):
+    groups = np.repeat(np.arange(12), 2)
+    flat = plateau(surface, groups)
+    assert flat.dims == ("k", "threshold")
+    best = surface.stack(cell=("k", "threshold"))
+    highest = best[:, int(best.mean("image").values.argmax())]
+    for k in (10, 20, 30):
+        for t in (0.1, 0.2, 0.3):
+            expected = paired_difference(surface.sel(k=k, threshold=t), highest, groups).high >= 0
+            assert bool(flat.sel(k=k, threshold=t)) == expected
+    assert flat.values.tolist() == [[False] * 3, [False, True, True], [False] * 3]
+
+
+def test_agreement_is_scipys_and_grows_with_the_number_of_images():
+    rng = np.random.default_rng(0)
+    strength = rng.random((3, 40))
+    counts = xr.DataArray(
+        rng.poisson(3 * strength, (24, 3, 40)), {"concept": ["a", "b", "c"]}, ("image", "concept", "head")
+    )
+    table = agreement(counts, [1, 12], top=10, draws=4, seed=5)
+    assert table.dims == ("size", "draw", "concept", "statistic")
+    drawn = np.random.default_rng([5, 12, 2]).permutation(24)
+    one, two = (counts.values[part].sum(axis=0) for part in (drawn[:12], drawn[12:]))
+    tops = [HeadRelevance(xr.DataArray(side, {"concept": ["a", "b", "c"]}, ("concept", "head"))) for side in (one, two)]
+    for i, concept in enumerate("abc"):
+        of_draw = table.sel(size=12, concept=concept)[2]
+        assert of_draw.sel(statistic="correlation") == pytest.approx(spearmanr(one[i], two[i]).statistic)
+        assert (
+            of_draw.sel(statistic="shared") == len(set(tops[0].top(concept, 10)) & set(tops[1].top(concept, 10))) / 10
+        )
+    assert (table.sel(size=12) > table.sel(size=1)).mean() > 0.8
+    counts[:, 1] = 0
+    assert np.isnan(agreement(counts, [3], draws=1).sel(concept="b")).all()
+    with pytest.raises(ValueError, match="from 1 to 12"):
+        agreement(counts, [13])
+
+
+def test_percentile_counts_the_value_itself():
+    assert percentile(3, [1, 2, 3, 4]) == (50, 3 / 5)
+    assert percentile(9, np.arange(8)) == (100, 1 / 9)
+
+
+def test_effect_size_is_of_the_groups_means():
+    a, groups = np.array([1.0, 3, 4, 6]), np.array(["x", "x", "y", "y"])
+    assert effect_size(a, np.zeros(4), groups) == pytest.approx(3.5 / np.std([2, 5], ddof=1))
+    assert effect_size(a, np.zeros(4)) == pytest.approx(a.mean() / a.std(ddof=1))
+    assert np.isnan(effect_size(a, a))
+
+
+def test_rank_correlation_is_spearmans_with_a_permutation_test():
+    rng = np.random.default_rng(0)
+    x, y = rng.random(9), rng.integers(0, 4, 9)
+    assert rank_correlation(x, y)[0] == pytest.approx(spearmanr(x, y).statistic)
+    rho, p = rank_correlation(np.arange(5), np.arange(5))
+    assert rho == pytest.approx(1) and p == 2 / 120
+    assert np.isnan(rank_correlation(x, np.ones(9))).all()
+
+
+def test_rank_correlation_counts_all_orders_of_few_things():
+    x, y = np.array([1.0, 2, 3, 4, 5, 6]), np.array([2.0, 1, 4, 4, 3, 6])
+    observed = abs(spearmanr(x, y).statistic)
+    expected = np.mean([abs(spearmanr(x, order).statistic) >= observed - 1e-9 for order in permutations(y)])
+    assert rank_correlation(x, y)[1] == pytest.approx(expected)
+
+
+def test_rank_correlation_draws_orders_of_many_things():
+    rng = np.random.default_rng(0)
+    x = rng.random(30)
+    assert rank_correlation(x, x, draws=999)[1] == 1 / 1000
+    unrelated = rng.random(30)
+    p = rank_correlation(x, unrelated)[1]
+    assert p == pytest.approx(spearmanr(x, unrelated).pvalue, abs=0.02)
+
+
+def test_a_statement_follows_the_interval():
+    assert statement("A", "B", Difference(0.05, 0.031, 0.069, 0.003)) == (
+        "A beats B (+0.050 [+0.031, +0.069], p = 0.003)"
+    )
+    assert statement("A", "B", Difference(-0.05, -0.069, -0.031, 0.003)).startswith("A trails B (-0.050")
+    assert statement("A", "B", Difference(0.01, -0.01, 0.03, 0.4)).startswith("A cannot be told from B")
+    few_groups = Difference(0.02, 0.01, 0.03, 0.13)
+    assert statement("A", "B", few_groups).startswith("A cannot be told from B") and direction(few_groups) == 0
+
+
+def test_roc_of_every_threshold():
+    scores, labels = np.array([0.9, 0.8, 0.8, 0.3, 0.1]), np.array([True, False, True, True, False])
+    false, true = roc(scores, labels)
+    for s in np.unique(scores):
+        point = [(scores[~labels] >= s).mean(), (scores[labels] >= s).mean()]
+        assert np.isclose(np.stack([false, true], 1), point).all(axis=1).any()
+    assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1) and len(false) == 5
+
+
+def test_area_is_that_under_the_curve_and_mann_whitneys():
+    rng = np.random.default_rng(0)
+    labels = rng.random(60) < 0.4
+    scores = np.round(labels * 0.7 + rng.normal(0, 1, 60), 1)  # with ties
+    area = area_under_roc(scores, labels)
+    u = mannwhitneyu(scores[labels], scores[~labels]).statistic
+    assert area.mean == pytest.approx(u / (labels.sum() * (~labels).sum()))
+    false, true = roc(scores, labels)
+    assert area.mean == pytest.approx(np.trapezoid(true, false))
+    assert 0.05 < area.mean - area.low < 0.25 and area == area_under_roc(scores, labels)
+
+
+def test_only_pairs_of_one_stratum_count():
+    """Within each word the detector is right; between the words it is not."""
+    scores = np.array([1, 2, 11, 12, 5], float)
+    labels = np.array([False, True, False, True, True])
+    words = np.array(["a", "a", "b", "b", "c"])
+    assert area_under_roc(scores, labels, words).mean == 1 > area_under_roc(scores, labels).mean
+    assert np.isnan(area_under_roc(scores[:2], labels[:2], ["a", "b"])).all()
+    assert np.isnan(roc(scores, np.ones(5, bool))[0]).all()
+    with pytest.raises(ValueError, match="one each"):
+        roc(scores, labels.astype(float))
