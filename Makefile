@@ -1,12 +1,16 @@
-# `make book` and `make test` are all that is needed; everything stays inside this folder.
+# `make book` and `make test` are all that is needed. Everything stays inside this folder.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.complete
 PIP_ARGS ?=
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+TOUR := notebooks/00_quick_tour.ipynb
 export SELATTN_RUNS := $(CURDIR)/runs
 
-.PHONY: help env book print notebooks replay lab rehearsal benchmarks test clean
+.PHONY: help env system book print executed notebooks replay lab rehearsal benchmarks lint check test clean
+# Threads of two processes would wait for each other. Notebooks are compared by nbval where they are named.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+NBVAL := --nbval --nbval-sanitize-with=tests/notebooks/nbval_sanitize.cfg --nbval-cell-timeout=1800
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -21,33 +25,45 @@ $(STAMP): constraints.txt pyproject.toml
 	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[book,test]'
 	@touch $@
 
-book: env  ## run the notebooks that changed since they were committed, build the book, print where it is
-	$(BIN)/selattn run $(NOTEBOOKS) --out runs/notebooks
+executed: env
+	$(BIN)/selattn run $(TOUR) --out runs/notebooks --again
+	$(BIN)/selattn run $(filter-out $(TOUR),$(NOTEBOOKS)) --out runs/notebooks
+
+book: executed  ## run the quick tour, and notebooks that changed; build the book, print where it is
 	$(BIN)/selattn book --notebooks runs/notebooks --out book
 
-print: env  ## the book on one page, to be printed or saved as a PDF from a browser
-	$(BIN)/selattn run $(NOTEBOOKS) --out runs/notebooks
+print: executed  ## the book on one page, to be printed or saved as a PDF from a browser
 	$(BIN)/selattn book --print --notebooks runs/notebooks --out book
 
-notebooks: env  ## re-execute the committed notebooks that changed, in place (only if all succeed)
-	$(BIN)/python -m selattn_lib.emoji.report book/_static/figure_one.png
+notebooks: env  ## re-execute the committed notebooks that are stale, in place (only if all succeed)
+	$(BIN)/python -m selattn_lib.emoji.recipe.report book/_static/figure_one.png
 	$(BIN)/selattn run $(NOTEBOOKS) --out runs/notebooks
 	$(BIN)/selattn stabilise $(NOTEBOOKS:notebooks/%=runs/notebooks/%) --out notebooks
 
-replay: env  ## run every committed notebook again: do they print what they printed? (half an hour)
-	$(BIN)/python -m pytest notebooks
+replay: env  ## run every notebook again, from nothing: do they print what they printed? (an hour)
+	rm -rf runs/replay
+	SELATTN_RUNS=$(CURDIR)/runs/replay $(BIN)/python -m pytest $(NBVAL) notebooks
 
 lab: env  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
 rehearsal: env  ## the paper's study on a full-size Stable Diffusion v1.4 with random weights, to a built book
-	$(BIN)/python tests/rehearsal.py
+	PYTHONPATH=tests/support $(BIN)/python tests/notebooks/rehearsal.py
 
-test: env  ## lint, types, unit tests, notebooks, book and browser tests (`make replay`: all notebooks in full)
+system: env  ## find, or get, what tests need from the system: a browser, a font, Git
+	$(BIN)/python tests/support/system_setup.py
+
+lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2  # threads of two processes would wait for each other
+	$(BIN)/lint-imports --no-logo
+
+check: lint  ## lint, types, layers of the library, unit tests (two minutes)
+	$(PYTEST) -n 2
+
+test: system lint  ## all of that, every chapter with small parameters, the book in a browser (seven minutes)
+	$(PYTEST) -n 2 $(NBVAL) tests selattn_lib $(TOUR)
 
 benchmarks: env  ## measure what capture costs (an idle machine, an hour or two; a second run goes on)
 	-$(BIN)/python -m pip install $(PIP_ARGS) -q --no-deps --target runs/peers daam==0.2.0 attention-map-diffusers==1.0.0

@@ -18,12 +18,18 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file goes to one worker, and all that runs notebooks to one: they share studies, and would wait for them."""
+    """A file goes to one worker; so do all that run notebooks, which share studies, and all that read the book. These
+    take longest, so they go first."""
     from xdist.scheduler import LoadFileScheduling
 
-    class NotebooksTogether(LoadFileScheduling):
+    class Together(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "notebooks" if "notebooks" in file else file
+            return next((name for name in ("notebooks", "tests/book") if file.startswith((name, f"tests/{name}"))), file)
 
-    return NotebooksTogether(config, log)
+    return Together(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of notebooks first, then those of the book, then the rest."""
+    items.sort(key=lambda item: ("notebooks" not in item.nodeid, "tests/book" not in item.nodeid))

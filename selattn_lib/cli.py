@@ -1,13 +1,115 @@
 """The command `selattn`: run notebooks, stabilise them, build the book, reproduce the paper on another model."""
 
-import argparse
 import ast
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
+
+from .publishing.options import ReproduceOptions
+
+app = typer.Typer(help=__doc__, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+Notebooks = Annotated[list[Path], typer.Argument(metavar="NOTEBOOK")]
+Workers = Annotated[str | None, typer.Option(help="processes to compute with, or the address of a dask scheduler")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point: 0 on success; 1, with one line on standard error, on failure. Wrong options exit with 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for at in [i for i, text in enumerate(arguments) if text == "-p"][::-1]:  # typer repeats no option of two values
+        arguments[at + 1 : at + 3] = ["=".join(arguments[at + 1 : at + 3])]
+    try:
+        typer.main.get_command(app)(arguments, "selattn")
+    except SystemExit as end:
+        if end.code:
+            raise
+    except (OSError, MemoryError, ValueError) as error:
+        print(f"selattn: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+# What takes seconds to import is imported by the command that needs it.
+
+
+@app.command(name="run")
+def run_notebooks(
+    notebooks: Notebooks,
+    out: Annotated[Path, typer.Option(help="folder of the executed notebooks")],
+    parameter: Annotated[list[str], typer.Option("-p", metavar="NAME VALUE", help="of a notebook")] = [],  # noqa: B006
+    again: Annotated[bool, typer.Option("--again", help="execute even those that are current")] = False,
+    workers: Workers = None,
+) -> None:
+    """Execute notebooks that are not current."""
+    from .publishing.notebooks import run
+
+    spread(workers)
+    if unpaired := [text for text in parameter if "=" not in text]:
+        raise typer.BadParameter(f"-p {unpaired[0]}: expected a name and a value")
+    pairs = [text.partition("=") for text in parameter]
+    run(notebooks, out, {name: parse_value(value) for name, _, value in pairs}, again=again)
+
+
+@app.command(name="stabilise")
+def stabilise_notebooks(
+    notebooks: Notebooks, out: Annotated[Path | None, typer.Option(help="folder to write to; default: in place")] = None
+) -> None:
+    """Drop clocks and random ids from notebooks.
+
+    A notebook whose outputs are the same as before is left as it is.
+    """
+    from .publishing.notebooks import stabilise
+
+    stabilise(notebooks, out)
+
+
+@app.command()
+def book(
+    notebooks: Annotated[Path, typer.Option(help="folder of executed notebooks")],
+    out: Annotated[Path, typer.Option(help="the book goes to OUT/_build/html")] = Path("book"),
+    one_page: Annotated[bool, typer.Option("--print", help="one page, for paper: OUT/_build/singlehtml")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="warnings are errors")] = False,
+) -> None:
+    """Build the book from executed notebooks."""
+    from .publishing.build import build_book
+
+    print(build_book(Path.cwd(), notebooks, out, "singlehtml" if one_page else "html", strict).resolve())
+
+
+def reproduce(**options: Any) -> None:
+    """The paper's study on another model."""
+    from .publishing.reproduce import Reproduction
+
+    spread(options["workers"])
+    Reproduction(**options).run(Path.cwd())
+
+
+def signature_of(options: type[ReproduceOptions]) -> Signature:
+    """A function's signature with an option for each field: its name, type, default and description."""
+    parameters = []
+    for name, field in options.model_fields.items():
+        flags = [f"--{name.replace('_', '-')}"] if field.annotation is bool else []
+        option = typer.Option(*flags, help=field.description, show_default=field.default not in ("", None, False))
+        default = Parameter.empty if field.is_required() else field.default
+        annotation = Annotated[field.annotation, option]  # type: ignore[name-defined]
+        parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+    return Signature(parameters)
+
+
+reproduce.__signature__ = signature_of(ReproduceOptions)  # type: ignore[attr-defined]
+app.command()(reproduce)
+
+
+def spread(workers: str | None) -> None:
+    """Have studies computed by workers, here and in the kernels of notebooks."""
+    if workers:
+        from .studies.runner import workers_wanted
+
+        os.environ["SELATTN_WORKERS"] = str(workers_wanted(workers))
 
 
 def parse_value(text: str) -> Any:
@@ -16,73 +118,3 @@ def parse_value(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-
-
-def parser() -> argparse.ArgumentParser:
-    """The arguments of `selattn`."""
-    top = argparse.ArgumentParser(prog="selattn", description=__doc__)
-    commands = top.add_subparsers(dest="command", required=True)
-
-    one = commands.add_parser("run", help="execute notebooks that are not current")
-    one.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
-    one.add_argument("--out", type=Path, required=True, help="folder of the executed notebooks")
-    one.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    one.add_argument("--workers", help="processes to compute studies with, or the address of a dask scheduler")
-
-    two = commands.add_parser("stabilise", help="drop clocks, progress bars and random ids from notebooks")
-    two.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
-    two.add_argument("--out", type=Path, help="folder to write to; default: in place")
-
-    three = commands.add_parser("book", help="build the book from executed notebooks")
-    three.add_argument("--notebooks", type=Path, required=True, help="folder of executed notebooks")
-    three.add_argument("--out", type=Path, default=Path("book"), help="the book goes to OUT/_build/html")
-    three.add_argument("--print", action="store_true", help="all on one page, for paper: OUT/_build/singlehtml")
-    three.add_argument("--strict", action="store_true", help="warnings are errors")
-
-    four = commands.add_parser("reproduce", help="the paper's experiments on another model, with a book of their own")
-    four.add_argument("--model", required=True, help="sd14, sd15, sd21, sdxl, a hub id, or a local folder")
-    four.add_argument("--out", type=Path, help="folder of the notebooks and the book; default: runs/reproduce-MODEL")
-    four.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
-    four.add_argument("--dtype", default="", choices=["fp32", "fp16", "bf16"], help="default: the device's own")
-    four.add_argument("--batch", type=int, default=10, help="images drawn together; default: %(default)s")
-    four.add_argument("--offload", action="store_true", help="keep in main memory what the card is not at")
-    four.add_argument(
-        "--words", type=int, choices=range(1, 11), default=10, metavar="N", help="of the ten animals; default: all"
-    )
-    four.add_argument("--seeds", type=int, default=10, help="images of each prompt; default: %(default)s, the paper's")
-    four.add_argument("--steps", type=int, default=50, help="denoising steps; default: %(default)s, the paper's")
-    four.add_argument("--hrv", default="", help="head relevance to use: an .npz file or a folder of published ones")
-    four.add_argument("--hrv-images", type=int, default=2100, help="to count it on otherwise; default: %(default)s")
-    four.add_argument("--segmenter", default="", help="grounded-sam, sam3 or a local folder; default: the model's own")
-    four.add_argument("--workers", help="processes to compute with, or the address of a dask scheduler")
-    four.add_argument("--dry-run", action="store_true", help="print what would be done, and stop")
-    return top
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point: 0 on success; 1, with one line on standard error, on failure."""
-    given = parser().parse_args(arguments)  # before the imports, which take seconds
-    from .publishing import build, notebooks
-
-    try:
-        if getattr(given, "workers", None):
-            from .studies.runner import workers_wanted
-
-            os.environ["SELATTN_WORKERS"] = str(workers_wanted(given.workers))  # seen by the notebooks' kernels
-        if given.command == "run":
-            parameters = {name: parse_value(value) for name, value in given.parameters}
-            notebooks.run(given.notebooks, given.out, parameters)
-        elif given.command == "stabilise":
-            notebooks.stabilise(given.notebooks, given.out)
-        elif given.command == "book":
-            builder = "singlehtml" if given.print else "html"
-            print(build.build_book(Path.cwd(), given.notebooks, given.out, builder, given.strict).resolve())
-        else:
-            from .publishing.reproduce import Reproduction
-
-            settings = {field.name: getattr(given, field.name) for field in fields(Reproduction)}
-            Reproduction(**settings).run(Path.cwd(), dry=given.dry_run)
-    except (notebooks.NotebookFailed, OSError, MemoryError, ValueError) as error:
-        print(f"selattn: {error}", file=sys.stderr)
-        return 1
-    return 0

@@ -1,15 +1,16 @@
 """Fixtures: a tiny Stable Diffusion pipeline, and a small head-maps dataset."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
-import xarray as xr
-from diffusers import StableDiffusionPipeline
-from tiny_sd import build_pipeline, count_hooks
 
-from selattn_lib.maps.head_maps import HeadMaps
+if TYPE_CHECKING:  # tests import what they use, and no more: diffusers takes seconds
+    from diffusers import StableDiffusionPipeline
+
+    from selattn_lib.maps.head_maps import HeadMaps
 
 BLOCKS = {16: "down", 8: "up", 4: "mid"}  # by the width of the grid
 
@@ -17,6 +18,11 @@ BLOCKS = {16: "down", 8: "up", 4: "mid"}  # by the width of the grid
 @pytest.fixture
 def maps() -> HeadMaps:
     """Nine heads at three resolutions, their numbers interleaved; 64 x 128 pixels."""
+    import numpy as np
+    import xarray as xr
+
+    from selattn_lib.maps.head_maps import HeadMaps
+
     rng = np.random.default_rng(0)
     data: dict[str, Any] = {}
     coords: dict[str, Any] = {"word": ["bear", "cat"]}
@@ -31,11 +37,15 @@ def maps() -> HeadMaps:
 
 @pytest.fixture(scope="session")
 def shared_pipe() -> StableDiffusionPipeline:
+    from tiny_sd import build_pipeline
+
     return build_pipeline()
 
 
 @pytest.fixture
 def tiny_pipe(shared_pipe: StableDiffusionPipeline) -> Iterator[StableDiffusionPipeline]:
     """The pipeline of `tiny_sd`, checked after each test for hooks left behind."""
+    from tiny_sd import count_hooks
+
     yield shared_pipe
     assert count_hooks(shared_pipe) == 0

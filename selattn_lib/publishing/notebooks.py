@@ -9,80 +9,101 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
 
-LIBRARY = Path(__file__).parent
+from ..studies.store import FORMAT
 
-
+LIBRARY = Path(__file__).parents[1]
+DECISIVE = ("data/*", "emoji/weights*/**/*", "emoji/art.zip", "emoji/glyphs.yaml", "emoji/hrv.npz")  # of LIBRARY
+TEXT = {".csv", ".json", ".txt", ".yaml"}  # whose line ends depend on the checkout
+MARKS = "fingerprints.json"  # beside notebooks: what each was executed with
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
-
-
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-
-
 WIDGET_ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
+DURATION = re.compile(r"\b\d+(\.\d+)? ?(s|ms|seconds|minutes|min)\b")
 
 
-class NotebookFailed(Exception):
+class NotebookFailed(ChildProcessError):
     """A cell of a notebook raised; the message is one line: notebook, cell, error."""
 
 
 def fingerprint(notebook: Path, parameters: Mapping[str, Any]) -> str:
-    """Hash of what decides a notebook's outputs: its cells, the parameters, the library and its weights."""
+    """Hash of what decides a notebook's outputs: its cells, the parameters, the embedded model and the concepts, and
+    the format of stored studies. What a change of the library does to outputs is found by replaying them."""
     cells = [(cell.cell_type, cell.source) for cell in nbformat.read(notebook, as_version=4).cells]
-    digest = hashlib.sha256(json.dumps([cells, dict(parameters)], sort_keys=True, default=str).encode())
-    for path in sorted(p for p in LIBRARY.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-        digest.update(path.relative_to(LIBRARY).as_posix().encode())
-        digest.update(hashlib.file_digest(path.open("rb"), "sha256").digest())
+    decisive = [cells, dict(parameters), FORMAT, digest_of_model(LIBRARY)]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@cache
+def digest_of_model(library: Path) -> str:
+    """Hash of the files of the library that decide what the embedded model draws, whatever line ends text has."""
+    digest = hashlib.sha256()
+    paths = {path for pattern in DECISIVE for path in library.glob(pattern) if path.suffix not in (".md", ".py")}
+    for path in sorted(path for path in paths if path.is_file()):
+        content = path.read_bytes()
+        content = content.replace(b"\r\n", b"\n") if path.suffix in TEXT else content
+        digest.update(f"{path.relative_to(library).as_posix()} {hashlib.sha256(content).hexdigest()}\n".encode())
     return digest.hexdigest()
 
 
-def is_current(executed: Path, wanted: str) -> bool:
-    """Whether `executed` exists and was made by the sources of fingerprint `wanted`."""
-    return executed.exists() and read_fingerprint(executed) == wanted
+def is_current(executed: Path, mark: str) -> bool:
+    """Whether `executed` exists and was made by the sources of the fingerprint `mark`."""
+    return executed.exists() and read_marks(executed.parent).get(executed.name) == mark
 
 
-def read_fingerprint(executed: Path) -> str | None:
-    return nbformat.read(executed, as_version=4).metadata.get("selattn", {}).get("fingerprint")
+def read_marks(folder: Path) -> dict[str, str]:
+    """Name of each executed notebook in a folder -> fingerprint of its sources.
+
+    They stand in a file of their own, so that a notebook whose outputs stay the same stays the same file.
+    """
+    path = folder / MARKS
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
-def run_notebook(notebook: Path, out: Path, parameters: Mapping[str, Any]) -> bool:
+def write_mark(executed: Path, mark: str | None) -> None:
+    """Note what a notebook was executed with; None: nothing is known of it any more."""
+    marks = {**read_marks(executed.parent), executed.name: mark}
+    lines = json.dumps({name: value for name, value in sorted(marks.items()) if value}, indent=1)
+    draft = executed.parent / f"{MARKS}.draft"
+    draft.write_text(lines + "\n", newline="\n")
+    os.replace(draft, executed.parent / MARKS)
+
+
+def run_notebook(notebook: Path, out: Path, parameters: Mapping[str, Any], *, again: bool = False) -> bool:
     """Execute `notebook` into `out`, unless `out` is current, or `notebook` itself was executed with these sources and
-    is copied; returns whether anything was run.
+    is copied; returns whether anything was run. `again`: execute it in any case.
 
     `out` is replaced only after every cell has succeeded. Raises NotebookFailed otherwise.
     """
     import papermill
 
-    wanted = fingerprint(notebook, parameters)
-    if is_current(out, wanted):
+    mark = fingerprint(notebook, parameters)
+    if is_current(out, mark) and not again:
         return False
     out.parent.mkdir(parents=True, exist_ok=True)
-    if is_current(notebook, wanted):
+    if is_current(notebook, mark) and not again:
         shutil.copyfile(notebook, out)
+        write_mark(out, mark)
         return False
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         draft = Path(folder, out.name)
         try:
             papermill.execute_notebook(
-                notebook,
-                draft,
-                dict(parameters),
-                kernel_name="python3",
-                progress_bar=False,
+                notebook, draft, dict(parameters), kernel_name="python3", progress_bar=False,
                 stderr_file=sys.stderr,  # the progress bars of the studies
-            )
+            )  # fmt: skip
         except papermill.PapermillExecutionError as error:
-            what = " ".join(f"{error.ename}: {error.evalue}".split())
-            raise NotebookFailed(f"{notebook.name}: cell [{error.exec_count}] failed: {what}") from error
-        nb = stabilised(nbformat.read(draft, as_version=4))
-        nb.metadata["selattn"] = {"fingerprint": wanted}
-        nbformat.write(nb, draft)
+            reason = " ".join(f"{error.ename}: {error.evalue}".split())
+            raise NotebookFailed(f"{notebook.name}: cell [{error.exec_count}] failed: {reason}") from error
+        nbformat.write(stabilised(nbformat.read(draft, as_version=4)), draft)
         os.replace(draft, out)
+    write_mark(out, mark)
     return True
 
 
@@ -91,8 +112,7 @@ def stabilised(nb: NotebookNode) -> NotebookNode:
 
     Cell ids and every output of the cells stay; widget ids are renumbered in the order of their appearance.
     """
-    kept = [name for name in ("kernelspec", "selattn", "widgets") if name in nb.metadata]
-    nb.metadata = NotebookNode({name: nb.metadata[name] for name in kept})
+    nb.metadata = NotebookNode({name: nb.metadata[name] for name in ("kernelspec", "widgets") if name in nb.metadata})
     nb.metadata["language_info"] = NotebookNode(name="python", pygments_lexer="ipython3")
     for cell in nb.cells:
         cell.metadata = NotebookNode(
@@ -101,7 +121,7 @@ def stabilised(nb: NotebookNode) -> NotebookNode:
         if cell.cell_type == "code":
             cell.outputs = list(merged_streams(cell.outputs))
     names = {old: f"{number:032x}" for number, old in enumerate(widget_order(nb), start=1)}
-    text = WIDGET_ID.sub(lambda found: names.get(found[0], found[0]), nbformat.writes(nb))
+    text = WIDGET_ID.sub(lambda match: names.get(match[0], match[0]), nbformat.writes(nb))
     return nbformat.reads(text, as_version=4)
 
 
@@ -147,17 +167,34 @@ def widget_order(nb: NotebookNode) -> list[str]:
 
 
 def stabilise(notebooks: Sequence[Path], out: Path | None) -> None:
-    """Write each notebook stabilised into folder `out` (None: in place)."""
+    """Write each notebook stabilised into folder `out` (None: in place), with what it was executed with.
+
+    A notebook that is there already, with the same cells and, durations aside, the same outputs, is left as it is.
+    """
     for notebook in notebooks:
         nb = stabilised(nbformat.read(notebook, as_version=4))
         target = out / notebook.name if out else notebook
-        draft = target.with_suffix(".draft")
-        nbformat.write(nb, draft)
-        os.replace(draft, target)
-        log(f"{target}: stabilised")
+        if target.exists() and without_durations(nbformat.read(target, as_version=4)) == without_durations(nb):
+            log(f"{target}: as before")
+        else:
+            draft = target.with_suffix(".draft")
+            nbformat.write(nb, draft)
+            os.replace(draft, target)
+            log(f"{target}: stabilised")
+        write_mark(target, read_marks(notebook.parent).get(notebook.name))
 
 
-def run(notebooks: Sequence[Path], out: Path, parameters: Mapping[str, Any]) -> None:
+def without_durations(nb: NotebookNode) -> str:
+    """A notebook as text, each duration in an output as one and the same."""
+    nb = nbformat.from_dict(nb)
+    for output in (output for cell in nb.cells for output in cell.get("outputs", [])):
+        for holder, key in ((output, "text"), (output.get("data", {}), "text/plain")):
+            if key in holder:
+                holder[key] = DURATION.sub("DURATION", holder[key])
+    return nbformat.writes(nb)
+
+
+def run(notebooks: Sequence[Path], out: Path, parameters: Mapping[str, Any], *, again: bool = False) -> None:
     """`run_notebook` for each, in order, with those of the parameters that it has; stops at the first that fails.
 
     Raises FileNotFoundError if there is no such notebook, ValueError if a parameter is none of any notebook's, both
@@ -167,11 +204,11 @@ def run(notebooks: Sequence[Path], out: Path, parameters: Mapping[str, Any]) -> 
     if unknown := set(parameters) - set().union(*known):
         names = ", ".join(sorted(set().union(*known)))
         raise ValueError(f"no parameter {', '.join(sorted(unknown))} in these notebooks: expected some of {names}")
-    for number, (notebook, has) in enumerate(zip(notebooks, known, strict=True), start=1):
+    for number, (notebook, names_here) in enumerate(zip(notebooks, known, strict=True), start=1):
         log(f"[{number}/{len(notebooks)}] {notebook.name}")
         start = time.monotonic()
-        given = {name: value for name, value in parameters.items() if name in has}
-        ran = run_notebook(notebook, out / notebook.name, given)
+        given = {name: value for name, value in parameters.items() if name in names_here}
+        ran = run_notebook(notebook, out / notebook.name, given, again=again)
         log(f"      run in {time.monotonic() - start:.0f} s" if ran else "      is current, not run again")
 
 

@@ -5,7 +5,6 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from math import prod
@@ -29,6 +28,7 @@ from ..studies.relevance import RelevanceStudy, relevance_for
 from ..studies.store import count_finished
 from .build import build_book, stage
 from .notebooks import run
+from .options import ReproduceOptions
 
 CHAPTERS = ("01_head_relevance", "02_segmentation", "03_most_vs_least", "04_mouse_diagnosis", "05_ablation")
 
@@ -43,25 +43,12 @@ words around them were written about `emoji-sd`.
 ANSWER = "**Answer.** Yours to give: what stands above was measured on {model}."
 
 
-@dataclass(frozen=True)
-class Reproduction:
-    """What to run: the arguments of `selattn reproduce`, as typed, which says what each of them is."""
+class Reproduction(ReproduceOptions):
+    """A run of `selattn reproduce`, given its options: which studies, notebooks and book they make."""
 
-    model: str
-    out: Path | None
-    device: str | None
-    dtype: str
-    batch: int
-    offload: bool
-    words: int
-    seeds: int
-    steps: int
-    hrv: str
-    hrv_images: int
-    segmenter: str
-
-    def run(self, root: Path, *, dry: bool = False) -> None:
-        """Say what will be done, and unless `dry` do it, with the notebooks and the book's pages of repository `root`.
+    def run(self, root: Path) -> None:
+        """Say what will be done, and unless it is a dry run do it, with the notebooks and the book's pages of
+        repository `root`.
 
         All studies are computed here, under one progress bar; the notebooks find them done. Raises ValueError on
         anything out of range, OSError if the model cannot be loaded, MemoryError if it does not fit.
@@ -74,7 +61,7 @@ class Reproduction:
         plan = self.plan(studies)
         print(f"The paper's experiments on {self.model}\n")
         print("\n".join(f"  {name:10s} {text}" for name, text in plan.items()), flush=True)
-        if dry:
+        if self.dry_run:
             return
         there, images = sum(count_finished(study.folder) for study in studies), sum(study.size for study in studies)
         with tqdm(total=images, initial=there, unit="image", desc="all studies") as bar:
@@ -92,14 +79,14 @@ class Reproduction:
 
     def parameters(self) -> dict[str, Any]:
         """name -> value, of which each notebook takes those that it has."""
-        names = ("model", "dtype", "batch", "seeds", "steps", "hrv", "hrv_images", "segmenter")
-        settings = {name: getattr(self, name) for name in names}
+        names = {"model", "dtype", "batch", "seeds", "steps", "hrv", "hrv_images", "segmenter"}
+        settings = {name: "" if value is None else value for name, value in self.model_dump(include=names).items()}
         words = {"words": list(self.animals()), "examples": list(self.animals(3))}
         return {**settings, **words, "example_seeds": 1, "hrv_steps": self.steps}
 
     def studies(self) -> list[StudyBase]:
         """What the notebooks will ask for; raises ValueError on anything out of range."""
-        common: dict[str, Any] = {name: getattr(self, name) for name in ("model", "dtype", "batch", "steps")}
+        common = self.model_dump(include={"model", "dtype", "batch", "steps"})
         uses_segmenter = {**common, "segmenter": self.segmenter}
         if self.hrv:
             relevance_for(self.model, self.hrv)
@@ -151,7 +138,7 @@ class Reproduction:
         """Build the book of this run: its own first page, its chapters, then the rest of the book as committed."""
         site = self.folder / "site"
         stage(root, self.folder / "notebooks", site)
-        for notebook in (site / "notebooks").iterdir():
+        for notebook in (site / "notebooks").glob("*.ipynb"):
             nb = nbformat.read(notebook, as_version=4)
             nb.cells.insert(1, new_markdown_cell(NOTE.format(model=self.model), id="reproduced"))
             for cell in nb.cells:
@@ -169,13 +156,13 @@ class Reproduction:
         own = [{"file": f"notebooks/{name}"} for name in CHAPTERS]
         parts = [
             {"caption": f"The paper's experiments on {self.model}", "chapters": own},
-            {"caption": "The book, on emoji-sd", "chapters": [each for each in chapters if each not in own]},
+            {"caption": "The book, on emoji-sd", "chapters": [chapter for chapter in chapters if chapter not in own]},
         ]
         (site / "_toc.yml").write_text(yaml.safe_dump({**toc, "root": "book/reproduced", "parts": parts}))
-        (site / "book" / "reproduced.md").write_text(self.page(plan))
+        (site / "book" / "reproduced.md").write_text(self.first_page(plan))
         return build_book(site, site / "notebooks", self.folder)
 
-    def page(self, plan: dict[str, str]) -> str:
+    def first_page(self, plan: dict[str, str]) -> str:
         """The first page of the book of this run, in Markdown."""
         rows = "\n".join(
             f"| {name} | {plan[name]} |" for name in ("model", "device", "relevance", "benchmark", "masks")
@@ -208,7 +195,7 @@ def outcomes(study: Study | DiagnosisStudy) -> list[str]:
     for mask in study.phrases(study.units()[0]):
         said = results.dataset[f"{mask}_outcome"].values
         for outcome in sorted(set(said.tolist())):
-            units = [unit for unit, each in zip(study.units(), said, strict=True) if each == outcome]
+            units = [unit for unit, text in zip(study.units(), said, strict=True) if text == outcome]
             which = ", ".join(f"{unit['subject']} {unit['seed']}" for unit in units)
             empty = outcome in ("not found", "empty mask")
             row = [study.folder.name, devices, mask, outcome, str(len(units)), which if empty else ""]

@@ -34,15 +34,12 @@ from ..models.pipelines import (
     pick_device,
 )
 from .runner import _alone, _on_worker, workers_wanted
-from .store import Store
+from .store import FORMAT, Store
 
 GUIDANCE = {EMBEDDED: 3.0}  # where the paper's 7.5 oversaturates the pictures
 
 
 PARTS = ("text_encoder", "unet", "vae")  # of a model, whose weights decide a study
-
-
-FORMAT = 2  # of the stores; changes when old ones must not be read
 
 
 def runs_folder() -> Path:

@@ -11,6 +11,8 @@ from PIL import Image
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
+FORMAT = 2  # of the stores; changes when old ones must not be read
+
 
 class Store:
     """Results of the units 0 ... `size` - 1 of a study in `folder`: one zarr chunk a unit and variable, pictures as

@@ -2,7 +2,6 @@
 
 import functools
 import http.server
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,20 +9,19 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from system_setup import find_browser
 
 FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update".split()
 FLAGS += ["--disable-sync", "--no-first-run", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-INSTALL = "no Chromium found: apt-get install chromium, or .venv/bin/playwright install chromium"
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    system = next((path for name in names if (path := shutil.which(name))), None)
+    path = find_browser()
+    if path is None:
+        pytest.fail("no browser: run `make system`", pytrace=False)
     with sync_playwright() as playwright:
-        if system is None and not Path(playwright.chromium.executable_path).exists():
-            pytest.fail(INSTALL, pytrace=False)
-        browser = playwright.chromium.launch(executable_path=system, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
         browser.close()
 

@@ -2,13 +2,17 @@
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from selattn_lib import cli, notebooks
+from selattn_lib import cli
+from selattn_lib.publishing import notebooks
+from selattn_lib.publishing.options import ReproduceOptions
 
 WIDGETS = """
 import ipywidgets as widgets
@@ -72,7 +76,7 @@ def test_a_failed_run_leaves_the_good_notebook_and_says_why(tmp_path: Path, caps
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last == "selattn: a.ipynb: cell [3] failed: ValueError: heads is 0; it must be 1 or more"
     assert (out / "a.ipynb").read_bytes() == good
-    assert [path.name for path in out.iterdir()] == ["a.ipynb"]
+    assert sorted(path.name for path in out.iterdir()) == ["a.ipynb", "fingerprints.json"]
 
 
 def test_a_parameter_that_no_notebook_has_is_refused_before_anything_runs(
@@ -125,14 +129,126 @@ def test_stabilising_keeps_outputs_and_the_mark_of_their_sources(tmp_path: Path)
     nb = nbformat.read(path, as_version=4)
     nb.cells[1].outputs = [new_output("execute_result", {"text/plain": "1"}, execution_count=1)]
     nb.cells[1].metadata["papermill"] = {"duration": 1.5}
-    nb.metadata["selattn"] = {"fingerprint": "abc"}
+    notebooks.write_mark(path, "abc")
     nb.metadata["papermill"] = {"start_time": "now"}
     nbformat.write(nb, path)
     assert cli.main(["stabilise", str(path)]) == 0
     nb = nbformat.read(path, as_version=4)
-    assert set(nb.metadata) == {"kernelspec", "language_info", "selattn"}
+    assert set(nb.metadata) == {"kernelspec", "language_info"}
+    assert notebooks.read_marks(tmp_path) == {"a.ipynb": "abc"}
     assert nb.cells[1].metadata == {"tags": ["parameters"]}
     assert nb.cells[1].outputs[0].data == {"text/plain": "1"}
+
+
+def test_a_notebook_is_left_as_it_is_where_no_output_changed(tmp_path: Path) -> None:
+    work = "import time; start = time.time(); time.sleep(heads / 1000); print(f'{time.time() - start:.6f} s')"
+    notebook = write_notebook(tmp_path / "notebooks" / "a.ipynb", "heads = 30", work, WIDGETS)
+    run = ["run", str(notebook), "--out", str(tmp_path / "runs"), "--again"]
+    refresh = ["stabilise", str(tmp_path / "runs" / "a.ipynb"), "--out", str(notebook.parent)]
+    assert cli.main(run) == cli.main(refresh) == 0
+    text = notebook.read_text().replace("\n", "\r\n")  # Windows' line ends
+    notebook.write_bytes(text.encode())
+    stamp, before = notebook.stat().st_mtime_ns, nbformat.read(tmp_path / "runs" / "a.ipynb", as_version=4)
+    assert cli.main(run) == cli.main(refresh) == 0
+    assert nbformat.read(tmp_path / "runs" / "a.ipynb", as_version=4) != before, "it took as long to the microsecond"
+    assert notebook.read_bytes() == text.encode() and notebook.stat().st_mtime_ns == stamp
+
+    write_notebook(notebook, "heads = 30", work.replace("start:", "start + 1:").replace("} s", "} s more"), WIDGETS)
+    assert cli.main(run) == cli.main(refresh) == 0
+    assert " s more" in notebook.read_text()
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the library, whose files decide fingerprints."""
+    shutil.copytree(notebooks.LIBRARY, tmp_path / "library", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(notebooks, "LIBRARY", tmp_path / "library")
+    return tmp_path / "library"
+
+
+@pytest.mark.parametrize(
+    "changed, stale",
+    [
+        ("emoji/weights/unet/diffusion_pytorch_model.safetensors", True),
+        ("emoji/weights/scheduler/scheduler_config.json", True),
+        ("emoji/hrv.npz", True),
+        ("data/concepts_emoji_sd.yaml", True),
+        ("emoji/recipe/train.py", False),  # a docstring of the training recipe
+        ("maps/aggregation.py", False),  # what a change of code does is found by replaying the notebooks
+        ("explorers/js/explorer.css", False),
+        ("emoji/weights/README.md", False),
+    ],
+)
+def test_a_notebook_is_stale_when_its_model_changes_and_not_when_a_docstring_does(
+    tmp_path: Path, library: Path, changed: str, stale: bool
+) -> None:
+    notebook = write_notebook(tmp_path / "a.ipynb", "heads = 30")
+    mark = notebooks.fingerprint(notebook, {})
+    notebooks.write_mark(notebook, mark)
+    assert notebooks.is_current(notebook, notebooks.fingerprint(notebook, {}))
+    path = library / changed
+    path.write_bytes(path.read_bytes() + (b"\n" if path.suffix in notebooks.TEXT else b" "))
+    notebooks.digest_of_model.cache_clear()
+    assert notebooks.is_current(notebook, notebooks.fingerprint(notebook, {})) != stale
+
+
+def test_a_notebook_is_stale_when_its_cells_parameters_or_the_format_of_stores_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notebook = write_notebook(tmp_path / "a.ipynb", "heads = 30")
+    marks = {notebooks.fingerprint(notebook, {}), notebooks.fingerprint(notebook, {"heads": 20})}
+    marks |= {notebooks.fingerprint(write_notebook(tmp_path / "a.ipynb", "heads = 31"), {})}
+    monkeypatch.setattr(notebooks, "FORMAT", -1)
+    assert len(marks | {notebooks.fingerprint(notebook, {})}) == 4
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_a_checkout_with_windows_line_ends_is_as_current_as_any(
+    tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind, name in (("tokenizer", "tokenizer.json"), ("vae", "diffusion_pytorch_model.safetensors")):
+        shutil.copytree(library / "emoji" / "weights" / kind, tmp_path / "origin" / "lib" / "emoji" / "weights" / kind)
+        assert (tmp_path / "origin" / "lib" / "emoji" / "weights" / kind / name).exists()
+    shutil.copytree(library / "data", tmp_path / "origin" / "lib" / "data")
+    write_notebook(tmp_path / "origin" / "a.ipynb", "heads = 30", "print(heads)")
+
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments], check=True, cwd=tmp_path)
+
+    git("init", "-q", "origin")
+    git("-C", "origin", "add", ".")
+    git("-C", "origin", "commit", "-q", "-m", "first")
+    marks = set()
+    for checkout in ("true", "false"):
+        git("clone", "-q", "-c", f"core.autocrlf={checkout}", "origin", checkout)
+        assert (b"\r\n" in (tmp_path / checkout / "a.ipynb").read_bytes()) == (checkout == "true")
+        monkeypatch.setattr(notebooks, "LIBRARY", tmp_path / checkout / "lib")
+        marks.add(notebooks.fingerprint(tmp_path / checkout / "a.ipynb", {}))
+    assert len(marks) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["run", "a.ipynb"], "'--out'"),
+        (["run", "a.ipynb", "--out", "x", "-p", "heads"], "expected a name and a value"),
+        (["reproduce"], "'--model'"),
+        (["reproduce", "--model", "sd14", "--dtype", "fp8"], "'--dtype'"),
+        (["reproduce", "--model", "sd14", "--nosuch"], "--nosuch"),
+        ([], "Missing command"),
+    ],
+)
+def test_wrong_options_exit_with_2(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_help_lists_an_option_for_each_field_of_reproduces_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["reproduce", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for name, field in ReproduceOptions.model_fields.items():
+        assert f"--{name.replace('_', '-')} " in said and field.description in said
 
 
 @pytest.mark.parametrize(
