@@ -57,7 +57,7 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-logo
+	$(BIN)/lint-imports --no-cache
 
 check: lint  ## lint, types, layers of the library, unit tests (two minutes)
 	$(PYTEST) -n 2

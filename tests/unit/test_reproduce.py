@@ -1,27 +1,20 @@
-"""`selattn reproduce`: what it says before, what it leaves behind, and that the notebooks find their studies done."""
+"""`selattn reproduce`: what it says before it does anything."""
 
-import json
-import os
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 import torch
-from rehearsal import save_models
+from narrow_sd import save_models
 from tiny_families import build_sdxl
 
-import selattn_lib
 from selattn_lib import cli
 from selattn_lib.models.pipelines import unet_layout
-from selattn_lib.publishing.reproduce import CHAPTERS, time_call
+from selattn_lib.publishing.reproduce import time_call
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
@@ -40,56 +33,6 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def arguments(surroundings: Path) -> list[str]:
     return save_models(surroundings, narrow=True)
-
-
-@pytest.fixture(scope="module")
-def reproduced(surroundings: Path, arguments: list[str]) -> Path:
-    """The folder of a whole run on a narrow model."""
-    before = [path.read_bytes() for path in NOTEBOOKS]
-    assert cli.main(arguments) == 0
-    assert [path.read_bytes() for path in NOTEBOOKS] == before, "the committed notebooks are left alone"
-    return surroundings / "reproduced"
-
-
-def texts(notebook: Path) -> str:
-    nb = nbformat.read(notebook, as_version=4)
-    outputs = [output for cell in nb.cells for output in cell.get("outputs", [])]
-    return "\n".join(output.get("text") or str(output.get("data", {}).get("text/plain")) for output in outputs)
-
-
-def test_all_chapters_are_run_and_draw_nothing_themselves(reproduced: Path, surroundings: Path) -> None:
-    assert [path.stem for path in sorted((reproduced / "notebooks").glob("*"))] == list(CHAPTERS)
-    assert "2 words x 1 seeds = 2 images" in texts(reproduced / "notebooks" / "02_segmentation.ipynb")
-    for chapter in CHAPTERS[1:3]:
-        said = texts(reproduced / "notebooks" / f"{chapter}.ipynb")
-        assert "left out on" in said and "for it alone" in said
-    studies = [path.name.split("-")[0] for path in (surroundings / "runs").iterdir()]
-    assert sorted(studies) == ["diagnosis", "relevance", "study"], "those that were planned, and no other"
-
-
-def test_the_book_of_the_run_says_which_model_it_is_about(reproduced: Path, surroundings: Path) -> None:
-    html = reproduced / "_build" / "html"
-    model = str(surroundings / "model")
-    first = (html / "book" / "reproduced.html").read_text()
-    assert model in first and "What the segmenter found" in first
-    cells = [cell for cell in ("cpu", "truth", "truth_Animals", "truth_Electronics") if f"<p>{cell}</p>" in first]
-    assert len(cells) == 4, "one row a mask and outcome"
-    for chapter in CHAPTERS:
-        page = (html / "notebooks" / f"{chapter}.html").read_text()
-        assert f"Run on {model}" in page and "Yours to give" in page and "On this edition" not in page
-    for page in ("book/intro", "notebooks/06_emoji_sd"):
-        assert f"Run on {model}" not in (html / f"{page}.html").read_text()
-
-
-def test_a_second_run_computes_nothing(
-    reproduced: Path, arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("selattn_lib.studies.base.load_pipeline", None)
-    monkeypatch.setattr("selattn_lib.publishing.reproduce.build_book", lambda site, notebooks, out: out)
-    assert cli.main(arguments) == 0
-    said = capsys.readouterr()
-    assert said.err.count("is current, not run again") == len(CHAPTERS)
-    assert "5 of 2 steps; 5 of them are there already" in " ".join(said.out.split())
 
 
 def plan(words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
@@ -188,25 +131,3 @@ def test_the_published_form_of_head_relevance_is_taken(
     np.save(folder / "vectors.npy", np.ones((34, 128), np.float32))
     said = plan(f"--model sd14 --hrv {folder}", capsys, monkeypatch)
     assert said["relevance"] == f"of 34 concepts, from {folder}" and said["images"].startswith("113 of")
-
-
-def test_importing_is_quick_and_quiet() -> None:
-    """What takes seconds to import is imported when it is used."""
-    script = (
-        "import json, sys\nimport selattn_lib as sa\nfrom selattn_lib import cli\n"
-        "try: cli.main(['--help'])\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'diffusers', 'transformers', 'xarray', 'nbformat', 'plotly'} & set(sys.modules)\n"
-        "import selattn_lib.capture\n"
-        "sa.load_pipeline('emoji-sd', device='cpu')\n"
-        "print(json.dumps([sorted(heavy), type(sa.capture).__name__, sa.study.concepts_of.__name__]))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ))
-    assert done.returncode == 0 and done.stderr == ""
-    assert json.loads(done.stdout.splitlines()[-1]) == [[], "function", "concepts_of"]
-
-
-def test_every_public_name_is_there() -> None:
-    for name in [*selattn_lib.NAMES, *(name for names in selattn_lib.NAMES.values() for name in names)]:
-        assert getattr(selattn_lib, name) is not None and name in dir(selattn_lib)
-    with pytest.raises(AttributeError, match="has no attribute 'nosuch'"):
-        selattn_lib.nosuch  # type: ignore[attr-defined]  # noqa: B018
