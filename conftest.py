@@ -25,7 +25,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Together(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return next((name for name in ("notebooks", "tests/book") if file.startswith((name, f"tests/{name}"))), file)
+            return "notebooks" if "notebooks/" in file else "book" if "tests/book/" in file else file
 
     return Together(config, log)
 

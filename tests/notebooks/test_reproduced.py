@@ -1,4 +1,4 @@
-"""A whole run of `selattn reproduce` on a narrow model: what it leaves behind, and that notebooks find their studies."""
+"""A whole run of `selattn reproduce` on a narrow model: what it leaves, and that notebooks find their studies."""
 
 from collections.abc import Iterator
 from pathlib import Path

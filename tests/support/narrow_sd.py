@@ -1,4 +1,4 @@
-"""A Stable Diffusion v1, at full size or as narrow as it can be, and a Grounded-SAM, on which the paper's study runs."""
+"""A Stable Diffusion v1, at full size or as narrow as it can be, and a Grounded-SAM, to run the paper's study on."""
 
 import string
 from pathlib import Path

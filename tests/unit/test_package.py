@@ -17,7 +17,8 @@ HEAVY = {"torch", "diffusers", "transformers", "xarray", "nbformat", "plotly", "
 def stub_names() -> list[str]:
     """The names that `__init__.pyi` lists."""
     tree = ast.parse((LIBRARY / "__init__.pyi").read_text())
-    return [alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    return [alias.asname or alias.name for node in imports for alias in node.names]
 
 
 @pytest.mark.parametrize("name", stub_names())
