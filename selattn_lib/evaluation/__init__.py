@@ -1,0 +1,48 @@
+"""Scores of maps, what to compare them with, and what may be concluded from them."""
+
+from .baselines import best_disc, centred_disc, cross_fitted, full_frame, oracle_ious
+from .scores import (
+    attention_on,
+    attention_ratio,
+    iou,
+    ious,
+    log_attention_ratio,
+    map_correlation,
+    mean_attention,
+    presence,
+    single_ious,
+    threshold_free,
+)
+from .statistics import (
+    Difference,
+    Interval,
+    agreement,
+    area_under_roc,
+    band,
+    bootstrap_mean,
+    direction,
+    effect_size,
+    format_p,
+    paired_difference,
+    percentile,
+    plateau,
+    rank_agreement,
+    rank_correlation,
+    roc,
+    statement,
+)
+from .tables import benchmark_table, comparison_table
+
+__all__ = ["Difference", "Interval", "agreement", "area_under_roc", "attention_on", "attention_ratio", "band"]
+__all__ += ["benchmark_table", "best_disc", "bootstrap_mean", "centred_disc", "comparison_table", "cross_fitted"]
+__all__ += ["direction", "effect_size", "format_p", "full_frame", "iou", "ious", "log_attention_ratio"]
+__all__ += [
+    "map_correlation",
+    "mean_attention",
+    "oracle_ious",
+    "paired_difference",
+    "percentile",
+    "plateau",
+    "presence",
+]
+__all__ += ["rank_agreement", "rank_correlation", "roc", "single_ious", "statement", "threshold_free"]

@@ -229,26 +229,40 @@ def plateau(surface: xr.DataArray, groups: Any, *, seed: int = 0, draws: int = 1
     return surface.isel(image=0, drop=True).copy(data=(high >= -1e-12).reshape(values.shape[1:])).rename("plateau")
 
 
+def rank_agreement(first: Any, second: Any, top: int = 30) -> tuple[float, float]:
+    """Spearman's rank correlation of two vectors (head), and the share of the `top` heads that they have in common.
+
+    Both are not a number where one vector is constant, as one without votes is.
+
+    Examples
+    --------
+    >>> np.round(rank_agreement([4, 3, 2, 1], [3, 4, 2, 0], top=1), 3).tolist()
+    [0.8, 0.0]
+    """
+    first, second = np.asarray(first), np.asarray(second)
+    if not (np.ptp(first) and np.ptp(second)):
+        return float("nan"), float("nan")
+    leading = [np.argsort(-values, kind="stable")[:top] for values in (first, second)]
+    return float(spearmanr(first, second).statistic), len(np.intersect1d(*leading)) / top
+
+
 def agreement(
     counts: xr.DataArray, sizes: Sequence[int], *, top: int = 30, draws: int = 20, seed: int = 0
 ) -> xr.DataArray:
     """How well two head relevance vectors agree that are counted on different generations, n each.
 
     `counts` are votes (image, concept, head); for each n of `sizes`, 2 n images are drawn and dealt to two sides.
-    Returns (size, draw, concept, statistic): "correlation", Spearman's between the two rankings, and "shared", the
-    share of the `top` heads of one that are among those of the other; top / H by chance. Concepts without a vote on one
-    side are not a number. Raises ValueError if there are fewer than 2 n images.
+    Returns (size, draw, concept, statistic): "correlation" and "shared", as of `rank_agreement`; top / H are shared by
+    chance. Raises ValueError if there are fewer than 2 n images.
     """
     votes = counts.transpose("image", "concept", "head").values.astype(float)
     if wrong := [size for size in sizes if not 1 <= size <= len(votes) // 2]:
         raise ValueError(f"sizes={wrong}: expected numbers from 1 to {len(votes) // 2}, half the images")
-    table = np.full((len(sizes), draws, votes.shape[1], 2), np.nan)
-    for i, draw, concept in np.ndindex(table.shape[:3]):
+    table = np.empty((len(sizes), draws, votes.shape[1], 2))
+    for i, draw in np.ndindex(table.shape[:2]):
         drawn = np.random.default_rng([seed, sizes[i], draw]).permutation(len(votes))[: 2 * sizes[i]]
-        one, other = (votes[part, concept].sum(axis=0) for part in (drawn[: sizes[i]], drawn[sizes[i] :]))
-        if np.ptp(one) and np.ptp(other):
-            first, second = (np.argsort(-side, kind="stable")[:top] for side in (one, other))
-            table[i, draw, concept] = spearmanr(one, other).statistic, len(np.intersect1d(first, second)) / top
+        one, other = (votes[images].sum(axis=0) for images in np.split(drawn, 2))
+        table[i, draw] = [rank_agreement(*rows, top) for rows in zip(one, other, strict=True)]
     coords = {"size": list(sizes), "concept": counts["concept"].values, "statistic": ["correlation", "shared"]}
     return xr.DataArray(table, coords, ("size", "draw", "concept", "statistic"))
 

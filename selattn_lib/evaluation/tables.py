@@ -1,7 +1,4 @@
-"""Tables of scores, with the paper's beside them."""
-
-from collections.abc import Mapping, Sequence
-from typing import Any
+"""Tables of scores, with the paper's beside them. All cells are text."""
 
 import numpy as np
 import pandas as pd
@@ -10,62 +7,7 @@ import xarray as xr
 from ..maps.head_maps import HeadMaps
 from .baselines import best_disc, centred_disc, full_frame
 from .scores import iou
-from .statistics import Interval, bootstrap_mean, effect_size, paired_difference
-
-
-def comparison_table(ious: Mapping[str, Any], groups: Any, *, against: str, score: str = "mean IoU") -> pd.DataFrame:
-    """One row a method: its mean with the 95 % interval, and the paired difference to the method `against` with
-    interval, p, Cohen's d and the number of groups (prompts) in which it is ahead.
-
-    `ious` maps a method to (image) values of `score`. Intervals and tests draw whole groups. All cells are text.
-    """
-    base, groups = np.asarray(ious[against], dtype=float), np.asarray(groups)
-    rows = []
-    for name, values in ious.items():
-        values = np.asarray(values, dtype=float)
-        row = [str(bootstrap_mean(values, groups))]
-        if name != against:
-            size = effect_size(values, base, groups)
-            means = pd.Series(values - base).groupby(groups).mean()
-            row += [str(paired_difference(values, base, groups)), "" if np.isnan(size) else f"{size:+.2f}"]
-            row += [f"{(means > 0).sum()} of {len(means)}"]
-        rows.append(row + [""] * (4 - len(row)))
-    columns = [f"{score} [95 %]", f"less {against} [95 %], p", "d", "prompts ahead"]
-    return pd.DataFrame(rows, index=pd.Index(list(ious), name="heads"), columns=columns)
-
-
-def iou_table(
-    measured: Mapping[str, Any],
-    thresholds: Sequence[float],
-    *,
-    model: str,
-    n_images: int,
-    baselines: Mapping[str, Any],
-    paper: Mapping[str, Sequence[float]] | None = None,
-) -> pd.DataFrame:
-    """Mean IoU, one row a (threshold, method), measured and the paper's in separate columns.
-
-    `measured` maps a method to (threshold, 3) means with the ends of their intervals; `baselines` maps a
-    baseline, "centred disc" or "full frame", to its (mean, low, high), which has no threshold; `paper` maps a
-    method to the paper's mean at each threshold. All cells are text: "0.651 [0.623, 0.680]", "" if none.
-    """
-    for name, values in {**measured, **(paper or {})}.items():
-        if len(values) != len(thresholds):
-            raise ValueError(f"{name!r} has {len(values)} rows for the {len(thresholds)} thresholds {thresholds}")
-    rows: dict[tuple[str, str], list[str]] = {}
-    for i, threshold in enumerate(thresholds):
-        for name, values in measured.items():
-            published = paper[name][i] if paper and name in paper else np.nan
-            rows[f"{threshold:g}", name] = [
-                str(Interval(*values[i])),
-                "" if np.isnan(published) else f"{published:.4f}",
-            ]
-    for name, values in baselines.items():
-        rows["any", name] = [str(Interval(*values)), ""]
-    columns = [f"mean IoU [95 %], measured: {model}, {n_images} images", "mean IoU in the paper: SD v1.4, 100 images"]
-    index = pd.MultiIndex.from_tuples(rows, names=["threshold", "heads"])
-    return pd.DataFrame(list(rows.values()), index=index, columns=columns).iloc[:, : 2 if paper else 1]
-
+from .statistics import bootstrap_mean, effect_size, paired_difference
 
 # Mean IoU at thresholds 0.3, 0.4 and 0.5: the paper's Tables 1 to 3, Stable Diffusion v1.4, *Animals*, 100 images.
 PAPER = {
@@ -77,30 +19,77 @@ PAPER = {
 }
 
 
-def benchmark_table(ious: Mapping[str, xr.DataArray], maps: HeadMaps, *, paper: bool = True) -> pd.DataFrame:
-    """`iou_table` of a study: `ious` maps a method to its IoU (image, threshold), `maps` is what it was measured on.
+def benchmark_table(scores: xr.DataArray, maps: HeadMaps, *, paper: bool = True) -> pd.DataFrame:
+    """Mean IoU of sets of heads at each threshold, with two dumb baselines, and the paper's numbers in a column apart.
 
-    Intervals draw whole subjects. Baselines: the best centred disc and the full frame on the same masks. The paper's
-    numbers stand beside where it has some: for *Animals*, its thresholds and methods named as in `PAPER`, and unless
-    `paper` is False.
+    Parameters
+    ----------
+    scores : xarray.DataArray (image, set, threshold)
+        As `ious` gives them of named sets of heads.
+    maps : HeadMaps
+        What they were measured on. Intervals draw whole subjects; baselines are the best centred disc and the full
+        frame, on the same masks.
+    paper : bool
+        Whether the paper's numbers may stand beside: they do for *Animals*, at the paper's thresholds, for sets that
+        are named as in `PAPER`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each (threshold, set) and each baseline; cells such as "0.651 [0.623, 0.680]", and "0.7698".
     """
     groups, truth = maps.subjects, maps.truths["truth"].values.astype(bool)
-    thresholds = [float(t) for t in next(iter(ious.values()))["threshold"].values]
-    measured = {
-        name: [bootstrap_mean(scores.sel(threshold=t), groups) for t in thresholds] for name, scores in ious.items()
-    }
-    radius, _ = best_disc(truth)
-    height, width = truth.shape[1:]
-    masks = {
-        f"centred disc, radius {radius}": centred_disc(height, width, radius),
-        "full frame": full_frame(height, width),
-    }
-    baselines = {name: bootstrap_mean(iou(mask, truth), groups) for name, mask in masks.items()}
-    published = {
-        name: [PAPER[name].get(t, float("nan")) for t in thresholds]
-        for name in measured
-        if paper and name in PAPER and maps.dataset.attrs.get("concept") == "Animals"
-    }
-    return iou_table(
-        measured, thresholds, model=maps.model, n_images=maps.n_images, baselines=baselines, paper=published
-    )
+    published = PAPER if paper and maps.dataset.attrs.get("concept") == "Animals" else {}
+    rows: dict[tuple[str, str], list[str]] = {}
+    for threshold in scores["threshold"].values.tolist():
+        for name in scores["set"].values.tolist():
+            mean = bootstrap_mean(scores.sel(threshold=threshold, set=name), groups)
+            theirs = published.get(name, {}).get(threshold)
+            rows[f"{threshold:g}", name] = [str(mean), "" if theirs is None else f"{theirs:.4f}"]
+    (radius, _), size = best_disc(truth), truth.shape[1:]
+    masks = {f"centred disc, radius {radius}": centred_disc(*size, radius), "full frame": full_frame(*size)}
+    for name, mask in masks.items():
+        rows["any", name] = [str(bootstrap_mean(iou(mask, truth), groups)), ""]
+    measured = f"mean IoU [95 %], measured: {maps.model}, {maps.n_images} images"
+    index = pd.MultiIndex.from_tuples(rows, names=["threshold", "heads"])
+    columns = [measured, "mean IoU in the paper: SD v1.4, 100 images"]
+    table = pd.DataFrame(list(rows.values()), index=index, columns=columns)
+    return table if table[columns[1]].any() else table[[measured]]
+
+
+def comparison_table(scores: xr.DataArray, *, against: str, score: str = "mean IoU") -> pd.DataFrame:
+    """The mean of each set of heads, and its paired difference to one of them.
+
+    Parameters
+    ----------
+    scores : xarray.DataArray (image, set)
+        With the coordinate ``subject`` along the images: intervals and tests draw whole subjects.
+    against : str
+        The set that the others are compared with.
+    score : str
+        What the scores are, for the heading.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a set: the mean; the difference with its p; Cohen's d; and in how many subjects it is ahead.
+
+    Examples
+    --------
+    >>> coords = {"set": ["all", "top"], "subject": ("image", list("abcd"))}
+    >>> scores = xr.DataArray([[0.5, 0.6], [0.6, 0.66], [0.7, 0.7], [0.6, 0.8]], coords, ("image", "set"))
+    >>> print(*comparison_table(scores, against="all").loc["top"], sep="; ")
+    0.690 [0.625, 0.765]; +0.090 [+0.025, +0.165], p = 0.250; +1.07; 3 of 4
+    """
+    groups, base = scores["subject"].values, scores.sel(set=against).values
+    rows = []
+    for name in scores["set"].values.tolist():
+        values = scores.sel(set=name).values
+        row = [str(bootstrap_mean(values, groups)), "", "", ""]
+        if name != against:
+            size, ahead = effect_size(values, base, groups), pd.Series(values - base).groupby(groups).mean() > 0
+            difference = str(paired_difference(values, base, groups))
+            row[1:] = difference, "" if np.isnan(size) else f"{size:+.2f}", f"{ahead.sum()} of {len(ahead)}"
+        rows.append(row)
+    columns = [f"{score} [95 %]", f"less {against} [95 %], p", "d", "prompts ahead"]
+    return pd.DataFrame(rows, index=pd.Index(scores["set"].values, name="heads"), columns=columns)

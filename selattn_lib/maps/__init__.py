@@ -1,0 +1,9 @@
+"""Head maps as data: the maps of every head, sets of heads, and which heads a concept has."""
+
+from .aggregation import normalise
+from .head_maps import HeadMaps, heatmap
+from .head_sets import first_heads, matched_heads, random_orders
+from .relevance import HeadRelevance, concentration, load_hrv, relevance_orders
+
+__all__ = ["HeadMaps", "HeadRelevance", "concentration", "first_heads", "heatmap", "load_hrv", "matched_heads"]
+__all__ += ["normalise", "random_orders", "relevance_orders"]

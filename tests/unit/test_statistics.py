@@ -20,6 +20,7 @@ from selattn_lib.evaluation.statistics import (
     paired_difference,
     percentile,
     plateau,
+    rank_agreement,
     rank_correlation,
     roc,
     statement,
@@ -266,3 +267,13 @@ def test_only_pairs_of_one_stratum_count():
     assert np.isnan(roc(scores, np.ones(5, bool))[0]).all()
     with pytest.raises(ValueError, match="one each"):
         roc(scores, labels.astype(float))
+
+
+def test_rank_agreement_is_spearmans_and_the_heads_in_common():
+    rng = np.random.default_rng(0)
+    first, second = rng.poisson(3, (2, 40))
+    rho, shared = rank_agreement(first, second, top=10)
+    assert rho == pytest.approx(spearmanr(first, second).statistic)
+    leading = [set(sorted(range(40), key=lambda head: (-votes[head], head))[:10]) for votes in (first, second)]
+    assert shared == len(leading[0] & leading[1]) / 10
+    assert rank_agreement(first, first) == (pytest.approx(1), 1) and np.isnan(rank_agreement(first, np.zeros(40))).all()
