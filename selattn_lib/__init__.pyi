@@ -41,3 +41,4 @@ from .studies.noised import MaskedStudy as MaskedStudy
 from .studies.parameters import check_selection as check_selection
 from .studies.relevance import RelevanceStudy as RelevanceStudy
 from .studies.relevance import relevance_for as relevance_for
+from .studies.results import load as load

@@ -1,6 +1,6 @@
 """Concepts and their words: the paper's 34, and those of the embedded world."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,25 +13,47 @@ DATA = files("selattn_lib.data")
 TABLES = ("paper", "emoji-sd")
 
 
-def load_concepts(name_or_path: str | Path = "paper") -> dict[str, list[str]]:
-    """concept -> its words. "paper" (34 concepts, 10 words each, of the HRV paper), "emoji-sd" (those of the
-    embedded world), or a YAML file of the same form.
+def load_concepts(source: str | Path | Mapping[str, Any] = "paper") -> dict[str, list[str]]:
+    """A table of concepts.
 
-    Raises ValueError if there is no such table, or the file does not map each concept to a list of words.
+    Parameters
+    ----------
+    source : str, path or mapping
+        "paper" (34 concepts, 10 words each, of the HRV paper), "emoji-sd" (those of the embedded world), a YAML file
+        that maps each concept to a list of words, or such a mapping itself.
+
+    Returns
+    -------
+    dict of str to list of str
+        concept -> its words.
+
+    Raises
+    ------
+    ValueError
+        If there is no such table, or it does not map each concept to a list of words.
+
+    Examples
+    --------
+    >>> concepts = load_concepts("paper")
+    >>> len(concepts), concepts["Animals"][:3]
+    (34, ['Dog', 'Cat', 'Elephant'])
     """
-    if name_or_path in TABLES:
-        text = (DATA / f"concepts_{str(name_or_path).replace('-', '_')}.yaml").read_text(encoding="utf-8")
-    elif Path(name_or_path).is_file():
-        text = Path(name_or_path).read_text(encoding="utf-8")
+    if isinstance(source, Mapping):
+        table: Any = source
+    elif source in TABLES:
+        file = DATA / f"concepts_{str(source).replace('-', '_')}.yaml"
+        table = yaml.safe_load(file.read_text(encoding="utf-8"))
+    elif Path(source).is_file():
+        table = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
     else:
-        raise ValueError(f"no concepts {str(name_or_path)!r}: expected {', '.join(TABLES)} or the path of a YAML file")
-    table = yaml.safe_load(text)
-    good = isinstance(table, Mapping) and all(
-        isinstance(words, list) and words and all(isinstance(w, str) for w in words) for words in table.values()
-    )
-    if not good:
-        raise ValueError(f"{name_or_path}: expected a mapping of each concept to a non-empty list of words")
-    return dict(table)
+        raise ValueError(f"no concepts {str(source)!r}: expected {', '.join(TABLES)} or the path of a YAML file")
+    if not isinstance(table, Mapping) or not table or not all(_is_words(words) for words in table.values()):
+        raise ValueError(f"{source}: expected a mapping of each concept to a non-empty list of words")
+    return {str(concept): list(words) for concept, words in table.items()}
+
+
+def _is_words(words: Any) -> bool:
+    return isinstance(words, list | tuple) and len(words) > 0 and all(isinstance(word, str) for word in words)
 
 
 def read_lines(name_or_path: str | Path) -> list[str]:
@@ -50,7 +72,7 @@ def read_lines(name_or_path: str | Path) -> list[str]:
     return lines
 
 
-def check_concept(concept: str, concepts: Mapping[str, list[str]]) -> str:
+def check_concept(concept: str, concepts: Mapping[str, Sequence[str]]) -> str:
     """`concept` itself, if it is one of `concepts`; ValueError naming them all otherwise."""
     if concept not in concepts:
         raise ValueError(f"no concept {concept!r}: expected one of {', '.join(concepts)}")
@@ -60,6 +82,6 @@ def check_concept(concept: str, concepts: Mapping[str, list[str]]) -> str:
 BENCHMARK_ANIMALS = ("bear", "bird", "cat", "cow", "dog", "elephant", "sheep", "horse", "monkey", "zebra")
 
 
-def benchmark_words(concept: str, concepts: Mapping[str, list[str]]) -> list[str]:
+def benchmark_words(concept: str, concepts: Mapping[str, Sequence[str]]) -> list[str]:
     """Ten words to draw a concept by: the paper's animals (section 3.1) for *Animals*, else the first ten listed."""
     return list(BENCHMARK_ANIMALS) if concept == "Animals" else [w.lower() for w in concepts[concept][:10]]

@@ -1,0 +1,19 @@
+"""Studies: settings that decide some numbers, and the stored results; see `base`, and `runner` for how they run."""
+
+import lazy_loader  # type: ignore[import-untyped]
+
+# Imported when first used: `runner` and `store` need no torch, which takes seconds.
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["annotations", "base", "digests", "generated", "noised", "parameters", "relevance", "results", "runner",
+                "store"],
+    submod_attrs={
+        "base": ["concepts_of", "runs_folder"],
+        "annotations": ["read_masks"],
+        "generated": ["DiagnosisStudy", "Study", "WeakenedStudy", "WindowStudy", "generate"],
+        "noised": ["KnownTruthStudy", "MaskedStudy"],
+        "parameters": ["check_selection"],
+        "relevance": ["RelevanceStudy", "relevance_for"],
+        "results": ["load"],
+    },
+)  # fmt: skip

@@ -1,12 +1,13 @@
 """Pictures with masks in the format of COCO or of Pascal VOC."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from ..concepts import read_lines
 
@@ -17,14 +18,37 @@ VOC_LABELS = (
 
 
 def read_masks(source: str | Path, pictures: str | Path = "") -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
-    """Each picture with the masks (y, x) bool of what is in it, by word; one picture at a time, by name.
+    """Read pictures with masks, one at a time, by name.
 
-    `source` is a COCO file of instances (.json), whose pictures are in the folder `pictures` (by default its own), or a
-    folder as of Pascal VOC: JPEGImages/NAME.jpg, SegmentationClass/NAME.png, whose pixels are class numbers, and,
-    unless they are VOC's twenty, labels.txt with the name of class 1, 2 ... one a line. All instances of a word make
-    one mask; VOC's void pixels (255) belong to none.
+    All instances of a word make one mask.
 
-    Raises ValueError if `source` is neither, or a segmentation is of a kind that such files do not hold.
+    Parameters
+    ----------
+    source : path
+        A COCO file of instances (.json), with polygons or run lengths; it needs ``pip install 'selattn_lib[coco]'``.
+        Or a folder as of Pascal VOC: JPEGImages/NAME.jpg, SegmentationClass/NAME.png, whose pixels are class numbers,
+        of which 255 is nothing, and, unless they are VOC's twenty, labels.txt with the name of class 1, 2 ... one a
+        line.
+    pictures : path, optional
+        The folder of COCO's pictures; by default that of `source`.
+
+    Yields
+    ------
+    (pathlib.Path, dict of str to array (y, x) bool)
+        A picture's file, and word -> mask.
+
+    Raises
+    ------
+    ValueError
+        If `source` is neither, or a segmentation is of a kind that such files do not hold.
+    ImportError
+        If a COCO file is to be read without pycocotools.
+
+    Examples
+    --------
+    >>> read_masks("pictures.txt")
+    Traceback (most recent call last):
+    ValueError: 'pictures.txt': expected a COCO file (.json), or a folder with SegmentationClass in it
     """
     source = Path(source)
     if source.suffix == ".json" and source.is_file():
@@ -35,36 +59,46 @@ def read_masks(source: str | Path, pictures: str | Path = "") -> Iterator[tuple[
 
 
 def _read_coco(source: Path, pictures: Path) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
-    content = json.loads(source.read_text())
-    if missing := {"images", "annotations", "categories"} - set(content):
+    content = json.loads(source.read_text(encoding="utf-8"))
+    if missing := {"images", "annotations", "categories"} - set(content if isinstance(content, dict) else ()):
         raise ValueError(f"{source} has no {sorted(missing)}: expected a COCO file of instances")
-    names = {each["id"]: each["name"] for each in content["categories"]}
-    by_image: dict[Any, list[dict[str, Any]]] = {}
-    for each in content["annotations"]:
-        by_image.setdefault(each["image_id"], []).append(each)
-    for image in sorted(content["images"], key=lambda each: each["file_name"]):
+    words = {category["id"]: category["name"] for category in content["categories"]}
+    annotations = defaultdict(list)
+    for annotation in content["annotations"]:
+        annotations[annotation["image_id"]].append(annotation)
+    for image in sorted(content["images"], key=lambda image: image["file_name"]):
         path = pictures / image["file_name"]
         if not path.resolve().is_relative_to(pictures.resolve()):
             raise ValueError(f"{source}: {image['file_name']!r} lies outside {pictures}, and is not read")
         masks: dict[str, np.ndarray] = {}
-        for each in by_image.get(image["id"], []):
-            mask = _coco_mask(each["segmentation"], image["height"], image["width"])
-            word = names[each["category_id"]]
+        for annotation in annotations[image["id"]]:
+            mask = _coco_mask(source, annotation, image["height"], image["width"])
+            word = words[annotation["category_id"]]
             masks[word] = masks[word] | mask if word in masks else mask
         yield path, masks
 
 
-def _coco_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
-    if isinstance(segmentation, dict):  # run lengths down the columns, of nothing first
-        counts = segmentation["counts"]
-        if isinstance(counts, str):
-            raise ValueError("compressed run lengths are not read: expected polygons, or run lengths as numbers")
-        runs = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-        return runs.reshape(width, height).T
-    canvas = Image.new("1", (width, height))
-    for polygon in segmentation:
-        ImageDraw.Draw(canvas).polygon(polygon, fill=1)
-    return np.array(canvas)
+def _coco_mask(source: Path, annotation: dict[str, Any], height: int, width: int) -> np.ndarray:
+    """(y, x) bool of polygons, of run lengths as numbers, or of compressed run lengths."""
+    try:
+        from pycocotools import mask as coco
+    except ImportError as error:
+        raise ImportError(f"{source} is a COCO file, which needs: pip install 'selattn_lib[coco]'") from error
+    segmentation = annotation["segmentation"]
+    try:
+        if isinstance(segmentation, dict):
+            if list(segmentation["size"]) != [height, width]:
+                raise ValueError(f"run lengths of size {segmentation['size']} for a picture of {[height, width]}")
+            compressed = isinstance(segmentation["counts"], str | bytes)
+            lengths = segmentation if compressed else coco.frPyObjects(segmentation, height, width)
+        else:
+            lengths = coco.merge(coco.frPyObjects(segmentation, height, width))
+        return coco.decode(lengths).astype(bool)
+    except Exception as error:  # of many types, from compiled code
+        raise ValueError(
+            f"{source}: the segmentation of annotation {annotation.get('id')} cannot be read ({error}): expected "
+            "polygons, or run lengths, compressed or as numbers"
+        ) from error
 
 
 def _read_voc(folder: Path) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
@@ -73,13 +107,13 @@ def _read_voc(folder: Path) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
         classes = np.asarray(Image.open(path))
         if classes.ndim != 2:
             raise ValueError(f"{path}: expected one class number a pixel, not colours")
-        found = [int(number) for number in np.unique(classes) if 1 <= number <= len(labels)]
-        masks = {labels[number - 1]: classes == number for number in found}
+        numbers = [int(number) for number in np.unique(classes) if 1 <= number <= len(labels)]
+        masks = {labels[number - 1]: classes == number for number in numbers}
         yield folder / "JPEGImages" / f"{path.stem}.jpg", masks
 
 
-def squared(picture: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
-    """The largest centred square of a picture, at `size` pixels a side."""
+def centred_square(picture: Image.Image) -> Image.Image:
+    """The largest centred square of a picture."""
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    return picture.resize((size, size), resample, box=(left, top, left + side, top + side))
+    return picture.crop((left, top, left + side, top + side))

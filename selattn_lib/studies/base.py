@@ -1,17 +1,15 @@
-"""Studies: everything that decides some numbers, as one validated object that computes, keeps and resumes them.
+"""What all studies share: everything that decides some numbers, as one validated object that keeps its results.
 
 A study's hash names its folder under `runs/` (or `$SELATTN_RUNS`). Its units are computed in fixed batches, each
-written and then marked done, so a run that was stopped goes on where it was, and every random choice derives from
-the study's fields and the unit alone.
+written and then marked done (see `runner`), so a run that was stopped goes on where it was, and every random choice
+derives from the study's fields and the unit alone.
 """
 
-import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -22,24 +20,16 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from tqdm import tqdm
 
-from ..concepts import load_concepts
+from ..concepts import benchmark_words, check_concept, load_concepts
 from ..maps.head_maps import HeadMaps
-from ..models.pipelines import (
-    DEVICES,
-    DTYPES,
-    EMBEDDED,
-    default_dtype,
-    load_pipeline,
-    model_source,
-    pick_device,
-)
-from .runner import _alone, _on_worker, workers_wanted
-from .store import FORMAT, Store
+from ..models.pipelines import DEVICES, DTYPES, EMBEDDED, default_dtype, load_pipeline, model_source, pick_device
+from . import runner
+from .digests import model_digest
+from .parameters import read_literal
+from .results import head_maps, with_device_names
+from .store import FORMAT
 
 GUIDANCE = {EMBEDDED: 3.0}  # where the paper's 7.5 oversaturates the pictures
-
-
-PARTS = ("text_encoder", "unet", "vae")  # of a model, whose weights decide a study
 
 
 def runs_folder() -> Path:
@@ -47,17 +37,41 @@ def runs_folder() -> Path:
     return Path(os.environ.get("SELATTN_RUNS", "runs"))
 
 
-def concepts_of(model: str) -> dict[str, list[str]]:
-    """The concept table that goes with a model: the embedded world's own, or the paper's."""
-    return load_concepts(EMBEDDED if model == EMBEDDED else "paper")
+def concepts_of(model: str, concepts: str | Path | Mapping[str, Any] = "") -> dict[str, list[str]]:
+    """The concepts to use with a model.
+
+    Parameters
+    ----------
+    model : str
+        As for `load_pipeline`.
+    concepts : str, path or mapping
+        As for `load_concepts`; if empty, the embedded world's own for the embedded model, else the paper's.
+
+    Returns
+    -------
+    dict of str to list of str
+        concept -> its words.
+
+    Examples
+    --------
+    >>> len(concepts_of("sd14"))
+    34
+    >>> concepts_of("sd14", {"Pets": ["dog", "cat"]})
+    {'Pets': ['dog', 'cat']}
+    """
+    return load_concepts(concepts or (EMBEDDED if model == EMBEDDED else "paper"))
 
 
 class StudyBase(BaseModel):
-    """What the kinds of studies share: validation that speaks in sentences, the folder, and the run."""
+    """Validation that speaks in sentences, the folder, and the run.
+
+    A kind of study is a subclass that has its settings as fields, `size`, `compute` and `run`, and that lists in
+    `decides_nothing` the fields that do not change a number, and so are no part of the hash.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    uses_segmenter: ClassVar[bool] = False  # whether a segmenter takes part
+    decides_nothing: ClassVar[set[str]] = set()
 
     model: str = EMBEDDED
     revision: str = ""
@@ -68,39 +82,42 @@ class StudyBase(BaseModel):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            found = [(".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
-            lines = [f"{name}={fields.get(name)!r}: {text}" if name in fields else text for name, text in found]
+            faults = [(".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
+            lines = [f"{name}={fields.get(name)!r}: {text}" if name in fields else text for name, text in faults]
             raise ValueError("; ".join(lines)) from None
 
     @model_validator(mode="before")
     @classmethod
-    def _complete(cls, fields: dict[str, Any]) -> dict[str, Any]:
+    def _fill_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
         model = str(fields.get("model", EMBEDDED))
-        source = model_source(model)
-        if Path(source).is_dir():  # local weights may change under one name
-            digest = hashlib.sha256()
-            for path in sorted(Path(source).glob("*/*.safetensors")):
-                if path.parent.name in PARTS or (cls.uses_segmenter and path.parent.name == "segmenter"):
-                    digest.update(path.read_bytes())
-            revision = digest.hexdigest()[:12]
+        source = Path(model_source(model))
+        if source.is_dir():  # local weights may change under one name
+            revision = model_digest(source)
             if fields.get("revision", "") not in ("", revision):
-                raise ValueError(f"revision {fields['revision']!r}: the weights in {source} are of revision {revision}")
+                raise ValueError(f"revision {fields['revision']!r}: the model in {source} is of revision {revision}")
             fields = {**fields, "revision": revision}
         if not fields.get("dtype"):
             fields = {**fields, "dtype": default_dtype(model, pick_device(), fields.get("revision") or None)}
         if "guidance" in cls.model_fields and fields.get("guidance") is None:
             fields = {**fields, "guidance": GUIDANCE.get(model, 7.5)}
+        if "concepts" in cls.model_fields:
+            fields = {**fields, "concepts": concepts_of(model, fields.get("concepts") or "")}
         return fields
+
+    def decisive(self) -> dict[str, Any]:
+        """What decides the numbers, as JSON: the fields, and the contents of files that they name."""
+        return self.model_dump(mode="json", exclude=self.decides_nothing)
 
     @property
     def folder(self) -> Path:
         """`runs/<kind>-<hash>`."""
-        content = json.dumps([FORMAT, self.model_dump(mode="json")], sort_keys=True)
+        content = json.dumps([FORMAT, self.decisive()], sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:12]
         return runs_folder().absolute() / f"{type(self).__name__.removesuffix('Study').lower() or 'study'}-{digest}"
 
     @cached_property
     def pipe(self) -> Any:
+        """The model, loaded in the study's number format on the device that `pick_device` names."""
         offload = os.environ.get("SELATTN_OFFLOAD") == "1"
         return load_pipeline(self.model, dtype=DTYPES[self.dtype], revision=self.revision or None, offload=offload)
 
@@ -109,108 +126,87 @@ class StudyBase(BaseModel):
         """Number of units."""
         raise NotImplementedError
 
+    @property
+    def label(self) -> str:
+        """What a progress bar calls it."""
+        return f"{type(self).__name__} on {self.model}"
+
     def compute(self, units: Sequence[int]) -> xr.Dataset:
         """These units' variables, each with `image` as its first dimension."""
         raise NotImplementedError
 
-    def results(self, stored: xr.Dataset) -> Any:
-        """What `run` returns, made from all that is stored."""
-        return stored
+    def description(self) -> dict[str, Any]:
+        """What is written beside the results: all that `selattn_lib.load` needs."""
+        kind = type(self).__name__
+        return {"format": FORMAT, "kind": kind, "size": self.size, "settings": self.model_dump(mode="json")}
 
     def run(self, workers: Any = None, bar: tqdm | None = None) -> Any:
         """Compute what is not stored yet, with a progress bar, and return the results.
-
-        `workers`: 0, to compute in this process; a number of processes to start here; or where a `dask.distributed`
-        cluster is, as the address of its scheduler ("tcp://...") or as a cluster object, such as dask-jobqueue's.
-        By default what `$SELATTN_WORKERS` says, else 0. Workers need this library, the model and as many threads as
-        this process; they hand results to this process, which alone writes, and what a lost worker was at is done
-        by another. A script that starts processes must do so under `if __name__ == "__main__":`.
 
         A run that is killed, or finds the disk full, goes on where it was when it is started again; units whose files
         were damaged are computed again; a second process on the same study waits for the first. The results are the
         same bits in all these cases, on one type of device: `$SELATTN_DEVICE` or the best there is. Which it was stands
         in the variable `device` (image) of the results. With `$SELATTN_OFFLOAD` at 1 the parts of a model wait in main
-        memory until they are called. `bar`: to be moved on by one for each unit, in place of a bar of the study's own.
+        memory until they are called.
 
-        Raises OSError if the disk is full or the model cannot be loaded, MemoryError if a single unit does not fit.
+        Parameters
+        ----------
+        workers : int, str or cluster, optional
+            0, to compute in this process; a number of processes to start here; or where a `dask.distributed` cluster
+            is, as the address of its scheduler ("tcp://...") or as a cluster object, such as dask-jobqueue's. By
+            default what `$SELATTN_WORKERS` says, else 0. Workers need this library, the model and as many threads as
+            this process; they hand results to this process, which alone writes, and what a lost worker was at is done
+            by another. A script that starts processes must do so under `if __name__ == "__main__":`.
+        bar : tqdm, optional
+            To be moved on by one for each unit, in place of a bar of the study's own.
+
+        Returns
+        -------
+        HeadMaps or HeadRelevance
+            As the kind of study says. Variables are read from the disk where they are used.
+
+        Raises
+        ------
+        OSError
+            If the disk is full or the model cannot be loaded.
+        MemoryError
+            If a single unit does not fit.
         """
-        return self.results(self.load_or_compute(workers, bar))
+        raise NotImplementedError
 
     def load_or_compute(self, workers: Any = None, bar: tqdm | None = None) -> xr.Dataset:
         """`run`, up to the variables of all units, each read from the disk only where it is used."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with _alone(self.folder):
-            try:
-                return self._completed(workers_wanted(workers), bar)
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-                text = f"the disk of {self.folder} is full; what is computed is kept: free some space, then run again"
-                raise OSError(errno.ENOSPC, text) from error
+        remote = partial(_compute_remotely, type(self), self.model_dump_json(), torch.get_num_threads())
+        job = runner.Job(self.folder, self.size, self.batch, self.label, self.description(), self._compute, remote)
+        return with_device_names(runner.run(job, workers, bar))
 
-    def _completed(self, workers: Any, bar: tqdm | None) -> xr.Dataset:
-        (self.folder / "study.json").write_text(self.model_dump_json(indent=1))
-        store = Store(self.folder, self.size)
-        batches = [range(i, min(i + self.batch, self.size)) for i in range(0, self.size, self.batch)]
-        missing = [units for units in batches if not all(map(store.is_complete, units))]
-        if missing:
-            there = self.size - sum(map(len, missing))
-            own = tqdm(total=self.size, initial=there, desc=self.label) if bar is None else nullcontext(bar)
-            with own as shown:
-                for units, found in self._mapped(missing, workers):
-                    store.write(units, found)
-                    shown.update(len(units))
-        stored = store.open()
-        return stored.assign(device=("image", np.array(DEVICES)[stored["device"].values]))
-
-    def _mapped(self, batches: Sequence[range], workers: Any) -> Iterator[tuple[range, xr.Dataset]]:
-        """`computed` of each batch of units, here and in order or on workers and as they come."""
-        if not workers:
-            yield from ((units, self.compute_in_halves(units)) for units in batches)
-            return
+    def _compute(self, units: Sequence[int]) -> xr.Dataset:
+        """`compute`, with the device's number, and with a lack of memory as Python's own MemoryError."""
         try:
-            import dask.config
-            from distributed import Client, as_completed
-        except ImportError as error:
-            raise ImportError(f"workers={workers!r} needs dask: pip install 'selattn_lib[cluster]'") from error
-        local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
-        # Two processes of threads that spin while they wait for each other would be ten times as slow as one.
-        patient = {"distributed.nanny.pre-spawn-environ.OMP_WAIT_POLICY": "PASSIVE"}
-        with dask.config.set(patient), Client(**local) if isinstance(workers, int) else Client(workers) as client:
-            job = {"kind": type(self), "fields": self.model_dump_json(), "threads": torch.get_num_threads()}
-            yield from (found for _, found in as_completed(client.map(_on_worker, batches, **job), with_results=True))
-
-    def compute_in_halves(self, units: Sequence[int]) -> xr.Dataset:
-        """`compute`, in halves if memory runs out, and again in halves if need be.
-
-        A picture's last bits depend on how many are computed together (rounding differs by the shape of a matrix
-        product), which is why `batch` is part of a study. The variable `batch` (image) of the results says how many
-        were: less than the study's own where memory ran out, and there the bits are those of a smaller batch.
-        """
-        try:
-            found = self.compute(units)
+            dataset = self.compute(units)
             number = DEVICES.index(pick_device().partition(":")[0])
-            return found.assign(
-                batch=("image", np.full(len(units), len(units), np.uint16)),
-                device=("image", np.full(len(units), number, np.uint8)),
-            )
+            return dataset.assign(device=("image", np.full(len(units), number, np.uint8)))
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
-            reason = str(error).splitlines()[0]
-        if len(units) == 1:
-            raise MemoryError(f"{self.label}: no memory for even one image at a time ({reason})")
-        clear_device_cache(garbage_collection=True)
-        half = len(units) // 2
-        return xr.concat([self.compute_in_halves(units[:half]), self.compute_in_halves(units[half:])], "image")
-
-    @property
-    def label(self) -> str:
-        return f"{type(self).__name__} on {self.model}"
+            reason = str(error)
+        clear_device_cache(garbage_collection=True)  # once the error no longer holds on to tensors
+        raise MemoryError(reason)
 
 
-class _Maps(StudyBase):
-    """Units are images, each with the head maps of one word and where it comes from."""
+def _compute_remotely(kind: type[StudyBase], fields: str, threads: int, units: Sequence[int]) -> xr.Dataset:
+    torch.set_num_threads(threads)  # which decides bits on a CPU
+    return _study(kind, fields)._compute(units)
+
+
+@lru_cache(maxsize=1)
+def _study(kind: type[StudyBase], fields: str) -> StudyBase:
+    """One study, and so one model, in a worker's memory at a time."""
+    return kind(**json.loads(fields))
+
+
+class HeadMapStudy(StudyBase):
+    """Units are pictures, each with the head maps of one word and where it comes from."""
 
     def units(self) -> list[dict[str, Any]]:
         """`prompt`, `subject` (the word) and `seed` of every unit, in order."""
@@ -220,15 +216,39 @@ class _Maps(StudyBase):
     def size(self) -> int:
         return len(self.units())
 
-    def results(self, stored: xr.Dataset) -> xr.Dataset:
-        units = self.units()
-        stored = stored.assign_coords({key: ("image", [unit[key] for unit in units]) for key in units[0]})
-        return stored.assign_attrs(model=self.model)
+    def description(self) -> dict[str, Any]:
+        return {**super().description(), "units": self.units()}
 
     def run(self, workers: Any = None, bar: tqdm | None = None) -> HeadMaps:
-        return HeadMaps(super().run(workers, bar))
+        return head_maps(self.load_or_compute(workers, bar), self.description())
 
 
-def halved(maps: xr.Dataset) -> xr.Dataset:
+class ConceptStudy(HeadMapStudy):
+    """Pictures of the words of one concept: the paper's ten animals for *Animals*, the first ten of its list otherwise.
+
+    `concepts` is the table that the concept is of: the path of a YAML file or a table, by default the model's own.
+    """
+
+    decides_nothing: ClassVar[set[str]] = {"concepts"}  # the words do
+
+    concept: str = "Animals"
+    words: tuple[str, ...] = ()
+    concepts: dict[str, tuple[str, ...]] = Field(default={}, repr=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_words(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        concepts = concepts_of(str(fields.get("model", EMBEDDED)), fields.get("concepts") or "")
+        concept = check_concept(fields.get("concept", "Animals"), concepts)
+        words = read_literal(fields.get("words")) or benchmark_words(concept, concepts)
+        return {**fields, "words": (words,) if isinstance(words, str) else tuple(words)}
+
+
+def stored_precision(maps: xr.Dataset) -> xr.Dataset:
     """Head maps in float16, as they are stored."""
     return maps.map(lambda values: values.astype(np.float16) if values.dtype == np.float32 else values)
+
+
+def pixels_variable(pictures: Sequence[Any]) -> tuple[tuple[str, ...], np.ndarray]:
+    """`image_rgb` (image, y, x, rgb) uint8 of some pictures."""
+    return ("image", "y", "x", "rgb"), np.stack([np.asarray(picture) for picture in pictures])

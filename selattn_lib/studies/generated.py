@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -11,61 +12,29 @@ from pydantic import Field, field_validator, model_validator
 
 from ..attention.capture import capture
 from ..attention.scaling import scaled_heads
-from ..concepts import benchmark_words, check_concept
+from ..concepts import check_concept
 from ..models.heads import cross_attention_heads
-from ..models.pipelines import EMBEDDED, pick_device, unet_layout
-from ..models.segmenters import check_segmenter, load_segmenter
-from .base import _Maps, concepts_of, halved
-from .parameters import read_literal
+from ..models.pipelines import EMBEDDED, model_source, pick_device, unet_layout
+from ..models.segmenters import Segmenter, check_segmenter, load_segmenter
+from .base import ConceptStudy, HeadMapStudy, pixels_variable, stored_precision
+from .digests import folder_digest
 
 
-class _Generated(_Maps):
-    """Units are images drawn by the model, with masks by a segmenter: the model's own by default, or Grounded-SAM.
+class GeneratedStudy(HeadMapStudy):
+    """Units are images drawn by the model, with masks by a segmenter: the embedded one for the embedded model, else
+    Grounded-SAM, unless `segmenter` names another (see `load_segmenter`).
 
-    A segmenter that detects first adds `{mask}_box` (image, side: left, top, right, bottom) in pixels, `{mask}_score`
-    and `{mask}_detections` (image), see `selattn_lib.segment.Detection`.
+    The results hold head maps of a word, `image_rgb`, and for each mask `{mask}` (image, y, x) bool, `{mask}_box`
+    (image, side: left, top, right, bottom) in pixels, `{mask}_score` and `{mask}_detections` (image): see
+    `selattn_lib.models.segmenters.Detection`. The coordinate `{mask}_outcome` puts these into words.
     """
-
-    uses_segmenter: ClassVar[bool] = True
 
     seeds: int = Field(default=10, ge=1)
     steps: int = Field(default=50, ge=1, le=1000)
     guidance: float = Field(default=7.5, ge=1, description="None: the model's own")
     segmenter: str = ""
 
-    def phrases(self, unit: dict[str, Any]) -> dict[str, str]:
-        """variable of the results -> what the segmenter is to look for."""
-        raise NotImplementedError
-
-    def compute(self, units: Sequence[int]) -> xr.Dataset:
-        every = self.units()
-        chosen = [every[i] for i in units]
-        with capture(self.pipe, words=[[u["subject"]] for u in chosen]) as maps:
-            images = generate(
-                self.pipe, [u["prompt"] for u in chosen], [u["seed"] for u in chosen],
-                steps=self.steps, guidance=self.guidance,
-            )  # fmt: skip
-        found = halved(maps.head_maps().dataset)
-        found["image_rgb"] = (("image", "y", "x", "rgb"), np.stack([np.asarray(i) for i in images]))
-        for name in self.phrases(chosen[0]):
-            wanted = [self.phrases(u)[name] for u in chosen]
-            masks, boxes, scores, detections = zip(*self.segmenter_model.detect(images, wanted), strict=True)
-            found[f"{name}_box"] = (("image", "side"), np.stack(boxes))
-            found[f"{name}_score"] = ("image", np.array(scores, np.float32))
-            found[f"{name}_detections"] = ("image", np.array(detections, np.uint16))
-            found[name] = (("image", "y", "x"), np.stack(masks))
-        return found
-
-    def results(self, stored: xr.Dataset) -> xr.Dataset:
-        """Adds the coordinate `{mask}_outcome` (image) of each mask: "found", "several found" (the highest score
-        counts), "empty mask" or "not found", the last two with a mask of nothing."""
-        stored = super().results(stored)
-        for name in self.phrases(self.units()[0]):
-            number = stored.get(f"{name}_detections", xr.ones_like(stored["seed"])).values
-            empty = np.array([not stored[name][i].values.any() for i in range(self.size)])
-            outcome = np.select([number == 0, empty, number > 1], ["not found", "empty mask", "several found"], "found")
-            stored = stored.assign_coords({f"{name}_outcome": ("image", outcome)})
-        return stored
+    per_timestep: ClassVar[bool] = False  # whether maps are captured call by call
 
     @model_validator(mode="before")
     @classmethod
@@ -73,35 +42,79 @@ class _Generated(_Maps):
         default = EMBEDDED if fields.get("model", EMBEDDED) == EMBEDDED else "grounded-sam"
         return {**fields, "segmenter": check_segmenter(fields.get("segmenter") or default)}
 
+    def decisive(self) -> dict[str, Any]:
+        folder = f"{model_source(EMBEDDED)}/segmenter" if self.segmenter == EMBEDDED else self.segmenter
+        weights = folder_digest(Path(folder)) if Path(folder).is_dir() else ""
+        return {**super().decisive(), "segmenter_weights": weights}
+
     @cached_property
-    def segmenter_model(self) -> Any:
+    def segmenter_model(self) -> Segmenter:
+        """The segmenter, loaded."""
         return load_segmenter(self.segmenter, device=pick_device())
 
+    def phrases(self, unit: dict[str, Any]) -> dict[str, str]:
+        """variable of the results -> what the segmenter is to look for."""
+        raise NotImplementedError
 
-class _Benchmark(_Maps):
-    """The words of one concept: the paper's ten animals for *Animals*, the first ten of its list otherwise."""
+    def compute(self, units: Sequence[int]) -> xr.Dataset:
+        every = self.units()
+        chosen = [every[number] for number in units]
+        words = [[unit["subject"]] for unit in chosen]
+        with capture(self.pipe, words=words, per_timestep=self.per_timestep) as maps:
+            prompts, seeds = [unit["prompt"] for unit in chosen], [unit["seed"] for unit in chosen]
+            images = generate(self.pipe, prompts, seeds, steps=self.steps, guidance=self.guidance)
+        results = stored_precision(self.summarise(maps.head_maps().dataset))
+        results["image_rgb"] = pixels_variable(images)
+        for name in self.phrases(chosen[0]):
+            phrases = [self.phrases(unit)[name] for unit in chosen]
+            masks, boxes, scores, detections = zip(*self.segmenter_model.detect(images, phrases), strict=True)
+            results[name] = ("image", "y", "x"), np.stack(masks)
+            results[f"{name}_box"] = ("image", "side"), np.stack(boxes)
+            results[f"{name}_score"] = "image", np.array(scores, np.float32)
+            results[f"{name}_detections"] = "image", np.array(detections, np.uint16)
+        return results
 
-    concept: str = "Animals"
-    words: tuple[str, ...] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_words(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        concept, concepts = fields.get("concept", "Animals"), concepts_of(fields.get("model", EMBEDDED))
-        check_concept(concept, concepts)
-        words = read_literal(fields.get("words")) or benchmark_words(concept, concepts)
-        return {**fields, "words": (words,) if isinstance(words, str) else tuple(words)}
-
-    def results(self, stored: xr.Dataset) -> xr.Dataset:
-        """Head maps (see `Capture.dataset`), `image_rgb` (image, y, x, rgb) uint8 and `truth` (image, y, x) bool,
-        with the coordinates `prompt`, `subject` and `seed` (image)."""
-        return super().results(stored).assign_attrs(concept=self.concept)
+    def summarise(self, maps: xr.Dataset) -> xr.Dataset:
+        """What is kept of the captured maps."""
+        return maps
 
 
-class Study(_Generated, _Benchmark):
-    """The paper's benchmark (section 3.1): `words` in `template`, `seeds` images each, masks by a segmenter.
+class Study(GeneratedStudy, ConceptStudy):
+    """The paper's benchmark (section 3.1): the words of a concept, some images each, with masks by a segmenter.
 
-    Seeds are 0, 1 ... seeds - 1, the same for each word. Raises ValueError on anything out of range.
+    Parameters
+    ----------
+    model, revision, dtype : str
+        As for `load_pipeline`.
+    batch : int
+        Images drawn together, 1 or more. It is part of the study, since it decides last bits.
+    concept : str
+        One of `concepts`.
+    concepts : path or mapping
+        A YAML file of concepts, or such a table; by default the model's own (`concepts_of`).
+    words : sequence of str
+        What to draw; by default the paper's ten animals for *Animals*, else the concept's first ten words.
+    seeds : int
+        Images of each word, 1 or more, of seeds 0, 1 ... seeds - 1.
+    steps, guidance
+        Of the sampling: 1 to 1000, and 1 or more; by default 50, and 7.5 (3 for the embedded model).
+    segmenter : str
+        As for `load_segmenter`; by default the embedded one for the embedded model, else Grounded-SAM.
+    template : str
+        The prompt, with ``{word}`` in it.
+
+    Raises
+    ------
+    ValueError
+        On anything out of range, naming the field and what was expected.
+
+    Examples
+    --------
+    >>> study = Study(words=["bear", "cat"], seeds=3)
+    >>> study.size
+    6
+    >>> study.units()[4]
+    {'prompt': 'photo of a cat', 'subject': 'cat', 'seed': 1}
     """
 
     template: str = "photo of a {word}"
@@ -124,7 +137,22 @@ class Study(_Generated, _Benchmark):
 
 
 class WeakenedStudy(Study):
-    """The benchmark of a `Study`, drawn while the heads numbered `weakened` are multiplied by `scale`."""
+    """The benchmark of a `Study`, drawn while some heads are weakened.
+
+    Parameters
+    ----------
+    weakened : sequence of int
+        Head numbers, 0 to H - 1.
+    scale : float
+        What their outputs are multiplied by.
+    **settings
+        Those of `Study`.
+
+    Examples
+    --------
+    >>> WeakenedStudy(weakened=[7, 3], scale=0.5, seeds=1).weakened
+    (3, 7)
+    """
 
     weakened: tuple[int, ...] = ()
     scale: float = Field(default=0.0, allow_inf_nan=False)
@@ -149,48 +177,74 @@ class WeakenedStudy(Study):
 class WindowStudy(Study):
     """The benchmark of a `Study` with maps of each stretch of the denoising, first to last, instead of their mean.
 
-    The calls of the network are split into `windows` of equal length, up to one call. Maps have the dimension `window`
-    after `word`; the coordinates `from_timestep` and `to_timestep` (window) say which calls it averages.
+    Maps have the dimension `window` after `word`; the coordinates `from_timestep` and `to_timestep` (window) say which
+    calls of the network a window averages.
+
+    Parameters
+    ----------
+    windows : int
+        Stretches of equal length, up to one call; 1 or more, and at most the number of calls.
+    **settings
+        Those of `Study`.
+
+    Examples
+    --------
+    >>> WindowStudy(windows=3, seeds=1).size
+    10
     """
 
     windows: int = Field(default=5, ge=1)
 
-    def compute(self, units: Sequence[int]) -> xr.Dataset:
-        every = self.units()
-        chosen = [every[i] for i in units]
-        with capture(self.pipe, words=[[u["subject"]] for u in chosen], per_timestep=True) as maps:
-            images = generate(
-                self.pipe, [u["prompt"] for u in chosen], [u["seed"] for u in chosen],
-                steps=self.steps, guidance=self.guidance,
-            )  # fmt: skip
-        each = maps.head_maps().dataset
-        if self.windows > each.sizes["call"]:
-            raise ValueError(f"windows={self.windows}: expected at most {each.sizes['call']}, the calls of the network")
-        parts = np.array_split(np.arange(each.sizes["call"]), self.windows)
-        means = [each.isel(call=part).mean("call", keep_attrs=True) for part in parts]
-        found = halved(xr.concat(means, "window")).transpose("image", "word", "window", ...)
-        ends = np.array([each["timestep"].values[[part[0], part[-1]]] for part in parts])
-        found = found.assign_coords(from_timestep=("window", ends[:, 0]), to_timestep=("window", ends[:, 1]))
-        found["image_rgb"] = (("image", "y", "x", "rgb"), np.stack([np.asarray(i) for i in images]))
-        detections = self.segmenter_model.detect(images, [u["subject"] for u in chosen])
-        found["truth"] = (("image", "y", "x"), np.stack([detection.mask for detection in detections]))
-        return found
+    per_timestep: ClassVar[bool] = True
+
+    def summarise(self, maps: xr.Dataset) -> xr.Dataset:
+        """(image, word, window, ...) the mean over each window's calls."""
+        calls = maps.sizes["call"]
+        if self.windows > calls:
+            raise ValueError(f"windows={self.windows}: expected at most {calls}, the calls of the network")
+        windows = np.array_split(np.arange(calls), self.windows)
+        means = [maps.isel(call=window).mean("call", keep_attrs=True) for window in windows]
+        timesteps = maps["timestep"].values
+        first, last = ([timesteps[window[end]] for window in windows] for end in (0, -1))
+        ends = {"from_timestep": ("window", first), "to_timestep": ("window", last)}
+        return xr.concat(means, "window").transpose("image", "word", "window", ...).assign_coords(ends)
 
 
-class DiagnosisStudy(_Generated):
-    """One prompt with an ambiguous `word`, `seeds` images, and a mask of each of the word's `meanings`.
+class DiagnosisStudy(GeneratedStudy):
+    """One prompt with an ambiguous word, drawn from some seeds, and a mask of each of the word's meanings.
 
-    The results hold head maps of the word, `image_rgb`, and `truth_{meaning}` (image, y, x) bool for each.
+    The results hold head maps of the word, and `truth_{meaning}` (image, y, x) bool for each meaning.
+
+    Parameters
+    ----------
+    prompt, word : str
+        The word is one of the prompt's.
+    meanings : sequence of str
+        Two or more of `concepts`.
+    concepts : path or mapping
+        A YAML file of concepts, or such a table; by default the model's own (`concepts_of`).
+    seeds : int
+        Number of images, 1 or more.
+    **settings
+        model, revision, dtype, batch, steps, guidance and segmenter, as of `Study`.
+
+    Examples
+    --------
+    >>> DiagnosisStudy(seeds=2).size
+    2
     """
+
+    decides_nothing: ClassVar[set[str]] = {"concepts"}  # the names of the meanings do
 
     prompt: str = "A mouse and other office objects are on the desk"
     word: str = "mouse"
     meanings: tuple[str, ...] = ("Animals", "Electronics")
+    concepts: dict[str, tuple[str, ...]] = Field(default={}, repr=False)
 
     @model_validator(mode="after")
     def _check_meanings(self) -> Self:
         for meaning in self.meanings:
-            check_concept(meaning, concepts_of(self.model))
+            check_concept(meaning, self.concepts)
         if self.word.lower() not in self.prompt.lower():
             raise ValueError(f"word {self.word!r} is not in the prompt {self.prompt!r}: expected one of its words")
         return self
@@ -203,20 +257,10 @@ class DiagnosisStudy(_Generated):
 
 
 def generate(
-    pipe: Any,
-    prompts: Sequence[str],
-    seeds: Iterable[int],
-    *,
-    steps: int,
-    guidance: float,
-    output_type: str = "pil",
+    pipe: Any, prompts: Sequence[str], seeds: Iterable[int], *, steps: int, guidance: float, output_type: str = "pil"
 ) -> Any:
     """Images (or latents) of one batch of prompts, each from its own seed; noise is drawn on the CPU."""
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     return pipe(
-        list(prompts),
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        generator=generators,
-        output_type=output_type,
+        list(prompts), num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type=output_type
     ).images

@@ -2,164 +2,98 @@
 
 import hashlib
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
 import xarray as xr
-from diffusers import AutoPipelineForImage2Image
+from diffusers import AutoPipelineForImage2Image, DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from pydantic import Field, model_validator
 
 from ..attention.capture import capture
-from ..models.pipelines import load_pipeline
-from .annotations import read_masks, squared
-from .base import _Maps, halved
-from .generated import _Benchmark
+from ..emoji.scenes import HELD_OUT, compose
+from .annotations import centred_square, read_masks
+from .base import ConceptStudy, HeadMapStudy, pixels_variable, stored_precision
+from .digests import file_digest, files_digest
 
 
-class KnownTruthStudy(_Benchmark):
-    """Heads judged on composed scenes with exact masks, without sampling: each scene is noised to `timesteps`, the
-    UNet sees it once at each with its caption, and the maps of the word are averaged. For the embedded world."""
+class NoisedStudy(HeadMapStudy):
+    """Units are pictures with known masks: each is noised to `timesteps`, the network sees it once at each with its
+    caption, and the maps of the word are averaged.
 
-    scenes: int = Field(default=100, ge=1)
-    timesteps: tuple[int, ...] = (100, 300, 500, 700)
-    seed: int = 0
-
-    def units(self) -> list[dict[str, Any]]:
-        chosen = [self.words[i % len(self.words)] for i in range(self.scenes)]
-        return [{"prompt": f"photo of a {w}", "subject": w, "seed": i} for i, w in enumerate(chosen)]
-
-    @torch.no_grad()
-    def compute(self, units: Sequence[int]) -> xr.Dataset:
-        from ..emoji.scenes import HELD_OUT, compose
-
-        pipe, every, times = self.pipe, self.units(), torch.tensor(self.timesteps)
-        chosen = [every[i] for i in units]
-        scenes = [
-            compose(np.random.default_rng([HELD_OUT, self.seed, i]), [(self.concept, u["subject"])], u["prompt"])
-            for i, u in zip(units, chosen, strict=True)
-        ]
-        pictures = np.stack([scene.image for scene in scenes])
-        pixels = pipe.image_processor.preprocess(pictures.astype(np.float32) / 255).to(pipe.vae.device, pipe.vae.dtype)
-        clean = pipe.vae.encode(pixels).latent_dist.mode()
-        clean = (clean * pipe.vae.config.scaling_factor).repeat_interleave(len(times), 0)
-        draws = [torch.Generator().manual_seed(int(i)) for i in units]
-        noise = torch.cat([torch.randn((len(times), *clean.shape[1:]), generator=g) for g in draws])
-        noised = pipe.scheduler.add_noise(clean, noise.to(clean.device, clean.dtype), times.repeat(len(units)))
-        with capture(pipe, words=[[u["subject"]] for u in chosen]) as maps:
-            text, _ = pipe.encode_prompt([u["prompt"] for u in chosen], clean.device, len(times), False)
-            pipe.unet(noised, times.repeat(len(units)).to(clean.device), text)
-        found = halved(maps.head_maps().dataset.coarsen(image=len(times)).mean())
-        found["image_rgb"] = (("image", "y", "x", "rgb"), pictures)
-        found["truth"] = (("image", "y", "x"), np.stack([scene.masks[0] for scene in scenes]))
-        return found
-
-
-class MaskedStudy(_Maps):
-    """Heads judged on pictures with masks (`read_masks`), without sampling, on any model that diffusers has an
-    image-to-image pipeline of: each picture is noised to `timesteps`, the network sees it once at each with `template`
-    as its caption, and the maps of the word are averaged.
-
-    Of each of `words` (default: all that occur) the first `per_word` pictures count in which the word covers `least` to
-    `most` of the centred square. Timesteps, out of 1000, are rounded to one of 50 steps of the model's scheduler.
-    The results are those of a `KnownTruthStudy`, with the name of the `picture` (image) as a coordinate.
-
-    Raises ValueError if no picture counts, on what `read_masks` does not read, and on anything out of range.
+    The results hold head maps of the word, `image_rgb` and `truth` (image, y, x) bool.
     """
 
-    source: str
-    pictures: str = ""
-    content: str = Field(default="", description="digest of what is in `source`; filled in")
-    words: tuple[str, ...] = ()
-    per_word: int = Field(default=10, ge=1)
-    least: float = Field(default=0.05, ge=0, le=1)
-    most: float = Field(default=0.8, ge=0, le=1)
-    template: str = "photo of a {word}"
-    pixels: int = Field(default=0, ge=0, description="a side, a multiple of 8; 0: the model's own")
     timesteps: tuple[int, ...] = (100, 300, 500, 700)
     seed: int = 0
 
-    @model_validator(mode="before")
-    @classmethod
-    def _read_source(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        source = Path(fields.get("source", ""))
-        files = [source] if source.is_file() else sorted([*source.glob("SegmentationClass/*"), *source.glob("*.txt")])
-        digest = hashlib.sha256()
-        for path in files:
-            digest.update(path.name.encode() + path.read_bytes())
-        text: dict[str, str] = {name: str(fields[name]) for name in ("source", "pictures") if name in fields}
-        return {**fields, **text, "content": digest.hexdigest()[:12]}
+    def examples(self, units: Sequence[int]) -> list[tuple[Image.Image, np.ndarray]]:
+        """(picture, mask (y, x) bool) of some units, all of one size."""
+        raise NotImplementedError
 
-    @model_validator(mode="after")
-    def _check(self) -> "MaskedStudy":
-        if "{word}" not in self.template:
-            raise ValueError(f"template {self.template!r}: expected a prompt with {{word}} in it")
-        if self.pixels % 8:
-            raise ValueError(f"pixels={self.pixels}: expected a multiple of 8")
-        if not self.timesteps or not all(20 <= t <= 1000 for t in self.timesteps):
-            raise ValueError(f"timesteps={self.timesteps}: expected numbers from 20 to 1000")
-        return self
-
-    @cached_property
-    def pipe(self) -> Any:
-        pipe = AutoPipelineForImage2Image.from_pipe(load_pipeline(self.model, revision=self.revision or None))
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
-
-    @cached_property
-    def side(self) -> int:
-        """Pixels a side of the pictures as the model sees them."""
-        network = getattr(self.pipe, "unet", None) or self.pipe.transformer
-        return self.pixels or network.config.sample_size * self.pipe.vae_scale_factor
-
-    @cached_property
-    def chosen(self) -> list[tuple[dict[str, Any], Path, np.ndarray]]:
-        """(unit, path of its picture, its mask (y, x) bool) of every unit."""
-        found: list[tuple[dict[str, Any], Path, np.ndarray]] = []
-        times = dict.fromkeys(self.words, 0)
-        for path, masks in read_masks(self.source, self.pictures):
-            for word, mask in masks.items():
-                if self.words and word not in times:
-                    continue
-                square = np.asarray(squared(Image.fromarray(mask), self.side, Image.Resampling.NEAREST))
-                if self.least <= square.mean() <= self.most and times.get(word, 0) < self.per_word:
-                    times[word] = times.get(word, 0) + 1
-                    unit = {"prompt": self.template.format(word=word), "subject": word, "seed": len(found)}
-                    found.append(({**unit, "picture": path.name}, path, square))
-            if self.words and min(times.values()) >= self.per_word:
-                break
-        if not found:
-            words = ", ".join(self.words) or "anything"
-            raise ValueError(
-                f"source {self.source!r} has no picture in which {words} covers {self.least} to {self.most} of it"
-            )
-        return found
-
-    def units(self) -> list[dict[str, Any]]:
-        return [unit for unit, _, _ in self.chosen]
+    def noise_seed(self, unit: int) -> int:
+        """What a unit's noise is drawn by."""
+        return unit
 
     @torch.no_grad()
     def compute(self, units: Sequence[int]) -> xr.Dataset:
-        some = [self.chosen[i] for i in units]
-        pictures = [
-            squared(Image.open(path).convert("RGB"), self.side, Image.Resampling.BICUBIC) for _, path, _ in some
-        ]
-        with capture(self.pipe, words=[[unit["subject"]] for unit, _, _ in some]) as maps:
-            for number in range(len(self.timesteps)):
-                self.pipe(
-                    [unit["prompt"] for unit, _, _ in some], image=pictures, strength=self.timesteps[number] / 1000,
-                    num_inference_steps=50, guidance_scale=1.0, output_type="latent", callback_on_step_end=_stop,
-                    generator=[torch.Generator().manual_seed(_seed(self.seed, i, number)) for i in units],
-                )  # fmt: skip
-        every = maps.head_maps().dataset  # all pictures at the first timestep, then all at the second ...
-        parts = [every.isel(image=slice(at, at + len(some))) for at in range(0, every.sizes["image"], len(some))]
-        found = halved(xr.concat(parts, "timestep").mean("timestep", keep_attrs=True))
-        found["image_rgb"] = (("image", "y", "x", "rgb"), np.stack([np.asarray(picture) for picture in pictures]))
-        found["truth"] = (("image", "y", "x"), np.stack([mask for _, _, mask in some]))
-        return found
+        every = self.units()
+        chosen = [every[number] for number in units]
+        pictures, masks = zip(*self.examples(units), strict=True)
+        prompts, seeds = [unit["prompt"] for unit in chosen], [self.noise_seed(number) for number in units]
+        look = _look_directly if isinstance(self.pipe, StableDiffusionPipeline) else _look_by_pipeline
+        with capture(self.pipe, words=[[unit["subject"]] for unit in chosen]) as maps:
+            look(self.pipe, pictures, prompts, self.timesteps, seeds)
+        dataset = maps.head_maps().dataset.drop_vars("own_words")
+        if look is _look_by_pipeline:  # timestep by timestep, and in each all pictures
+            order = np.arange(dataset.sizes["image"]).reshape(len(self.timesteps), -1).T.ravel()
+            dataset = dataset.isel(image=order)
+        results = stored_precision(dataset.coarsen(image=len(self.timesteps)).mean())
+        results["image_rgb"] = pixels_variable(pictures)
+        results["truth"] = ("image", "y", "x"), np.stack(masks)
+        return results
+
+
+def _look_directly(
+    pipe: StableDiffusionPipeline,
+    pictures: Sequence[Image.Image],
+    prompts: list[str],
+    timesteps: Sequence[int],
+    seeds: Sequence[int],
+) -> None:
+    """Let a Stable Diffusion 1.x or 2.x see each picture at each timestep, all in one call of its UNet."""
+    device, times = pipe._execution_device, torch.tensor(timesteps)
+    pixels = np.stack([np.asarray(picture) for picture in pictures]).astype(np.float32) / 255
+    pixels = pipe.image_processor.preprocess(pixels).to(device, pipe.vae.dtype)
+    clean = pipe.vae.encode(pixels).latent_dist.mode()
+    clean = (clean * pipe.vae.config.scaling_factor).repeat_interleave(len(times), 0)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    noise = torch.cat([torch.randn((len(times), *clean.shape[1:]), generator=own) for own in generators])
+    rows = times.repeat(len(pictures))
+    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)  # the model's betas, whatever it samples by
+    noised = scheduler.add_noise(clean, noise.to(clean.device, clean.dtype), rows)
+    text, _ = pipe.encode_prompt(prompts, device, len(times), False)
+    pipe.unet(noised, rows.to(device), text)
+
+
+def _look_by_pipeline(
+    pipe: Any, pictures: Sequence[Image.Image], prompts: list[str], timesteps: Sequence[int], seeds: Sequence[int]
+) -> None:
+    """Let any model that diffusers has an image-to-image pipeline of see all pictures, once for each timestep.
+
+    Timesteps, out of 1000, are rounded to one of 50 steps of the model's scheduler.
+    """
+    pipe = AutoPipelineForImage2Image.from_pipe(pipe)
+    pipe.set_progress_bar_config(disable=True)
+    for number, timestep in enumerate(timesteps):
+        generators = [torch.Generator().manual_seed(_mix(seed, number)) for seed in seeds]
+        pipe(
+            prompts, image=list(pictures), strength=timestep / 1000, num_inference_steps=50, guidance_scale=1.0,
+            output_type="latent", callback_on_step_end=_stop, generator=generators
+        )  # fmt: skip
 
 
 def _stop(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -168,5 +102,183 @@ def _stop(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[
     return {}
 
 
-def _seed(*numbers: int) -> int:
+def _mix(*numbers: int) -> int:
+    """One seed out of several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+class KnownTruthStudy(NoisedStudy, ConceptStudy):
+    """Composed scenes with exact masks, without sampling; for the embedded world.
+
+    Each scene is noised to some timesteps, the network sees it once at each with its caption, and the maps of the word
+    are averaged. The results hold head maps, `image_rgb` and `truth` (image, y, x) bool.
+
+    Parameters
+    ----------
+    scenes : int
+        How many, 1 or more; they take turns with the words.
+    timesteps : sequence of int
+        Out of 1000.
+    seed : int
+        Of the scenes.
+    **settings
+        model, revision, dtype, batch, concept, concepts and words, as of `Study`.
+
+    Examples
+    --------
+    >>> KnownTruthStudy(words=["bear", "cat"], scenes=3).units()[2]
+    {'prompt': 'photo of a bear', 'subject': 'bear', 'seed': 2}
+    """
+
+    scenes: int = Field(default=100, ge=1)
+
+    def units(self) -> list[dict[str, Any]]:
+        words = [self.words[number % len(self.words)] for number in range(self.scenes)]
+        return [{"prompt": f"photo of a {word}", "subject": word, "seed": n} for n, word in enumerate(words)]
+
+    def examples(self, units: Sequence[int]) -> list[tuple[Image.Image, np.ndarray]]:
+        every, scenes = self.units(), []
+        for number in units:
+            draws = np.random.default_rng([HELD_OUT, self.seed, number])
+            scenes.append(compose(draws, [(self.concept, every[number]["subject"])], every[number]["prompt"]))
+        return [(Image.fromarray(scene.image), scene.masks[0]) for scene in scenes]
+
+
+class MaskedPicture(NamedTuple):
+    """A picture's file, a word, and the word's mask (y, x) bool in the centred square."""
+
+    path: Path
+    word: str
+    mask: np.ndarray
+
+
+class MaskedStudy(NoisedStudy):
+    """Pictures of one's own with masks, without sampling; for any model that diffusers has an image-to-image pipeline
+    of.
+
+    Each picture is noised to some timesteps, the network sees it once at each with its caption, and the maps of the
+    word are averaged. The results hold head maps, `image_rgb` and `truth` (image, y, x) bool, and the name of the
+    `picture` (image) as a coordinate.
+
+    Parameters
+    ----------
+    source, pictures : path
+        As for `read_masks`; the centred square of each picture counts.
+    words : sequence of str
+        By default all that occur.
+    per_word : int
+        The first so many pictures of each word count, 1 or more.
+    min_area, max_area : float
+        In [0, 1]: a picture counts if the word covers such a share of it.
+    template : str
+        The caption, with ``{word}`` in it.
+    pixels : int
+        A side of the pictures as the model sees them, a multiple of 8; 0 for the model's own.
+    timesteps : sequence of int
+        From 20 to 1000, out of 1000; beyond Stable Diffusion 1.x and 2.x they are rounded to multiples of some 20.
+    seed : int
+        Of the noise.
+    **settings
+        model, revision, dtype and batch, as of `Study`.
+
+    Raises
+    ------
+    ValueError
+        If no picture counts, on what `read_masks` does not read, and on anything out of range.
+
+    Examples
+    --------
+    >>> MaskedStudy(source="nosuch.json")
+    Traceback (most recent call last):
+    ValueError: 'nosuch.json': expected a COCO file (.json), or a folder with SegmentationClass in it
+    """
+
+    decides_nothing: ClassVar[set[str]] = {"source", "pictures"}  # what is in them does
+
+    source: str
+    pictures: str = ""
+    words: tuple[str, ...] = ()
+    per_word: int = Field(default=10, ge=1)
+    min_area: float = Field(default=0.05, ge=0, le=1)
+    max_area: float = Field(default=0.8, ge=0, le=1)
+    template: str = "photo of a {word}"
+    pixels: int = Field(default=0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_text(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        return {name: str(value) if name in ("source", "pictures") else value for name, value in fields.items()}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if "{word}" not in self.template:
+            raise ValueError(f"template {self.template!r}: expected a prompt with {{word}} in it")
+        if self.pixels % 8:
+            raise ValueError(f"pixels={self.pixels}: expected a multiple of 8")
+        if not self.timesteps or not all(20 <= timestep <= 1000 for timestep in self.timesteps):
+            raise ValueError(f"timesteps={self.timesteps}: expected numbers from 20 to 1000")
+        if not self.masked_pictures:
+            raise ValueError(
+                f"source {self.source!r} has no picture in which {', '.join(self.words) or 'anything'} covers "
+                f"{self.min_area} to {self.max_area} of it"
+            )
+        return self
+
+    @property
+    def masked_pictures(self) -> tuple[MaskedPicture, ...]:
+        """What counts, in the order of the units."""
+        source = Path(self.source)
+        files = [source] if source.is_file() else [*source.glob("SegmentationClass/*"), *source.glob("*.txt")]
+        digest = files_digest(files, source)
+        return _choose(self.source, self.pictures, digest, self.words, self.per_word, self.min_area, self.max_area)
+
+    def decisive(self) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for path, word, mask in self.masked_pictures:
+            digest.update(f"{path.name} {file_digest(path)} {word} {mask.shape} ".encode() + mask.tobytes())
+        return {**super().decisive(), "content": digest.hexdigest()}
+
+    def units(self) -> list[dict[str, Any]]:
+        return [
+            {"prompt": self.template.format(word=word), "subject": word, "seed": number, "picture": path.name}
+            for number, (path, word, _) in enumerate(self.masked_pictures)
+        ]
+
+    @cached_property
+    def side(self) -> int:
+        """Pixels a side of the pictures as the model sees them."""
+        network = getattr(self.pipe, "unet", None) or self.pipe.transformer
+        return self.pixels or network.config.sample_size * self.pipe.vae_scale_factor
+
+    def noise_seed(self, unit: int) -> int:
+        return _mix(self.seed, unit)
+
+    def examples(self, units: Sequence[int]) -> list[tuple[Image.Image, np.ndarray]]:
+        size, examples, chosen = (self.side, self.side), [], self.masked_pictures
+        for path, _, mask in (chosen[number] for number in units):
+            picture = centred_square(Image.open(path).convert("RGB"))
+            if picture.size != mask.shape:
+                raise ValueError(f"{path} is a square of {picture.size} pixels in the middle, its mask of {mask.shape}")
+            resized = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
+            examples.append((picture.resize(size, Image.Resampling.BICUBIC), np.asarray(resized)))
+        return examples
+
+
+@lru_cache(maxsize=2)
+def _choose(
+    source: str, pictures: str, digest: str, words: tuple[str, ...], per_word: int, min_area: float, max_area: float
+) -> tuple[MaskedPicture, ...]:
+    """The first `per_word` pictures of each word, anew when the `digest` of the source's files changes."""
+    chosen: list[MaskedPicture] = []
+    times = dict.fromkeys(words, 0)
+    for path, masks in read_masks(source, pictures):
+        for word, mask in masks.items():
+            if (words and word not in times) or times.get(word, 0) >= per_word:
+                continue
+            square = np.asarray(centred_square(Image.fromarray(mask)))
+            if min_area <= square.mean() <= max_area:
+                times[word] = times.get(word, 0) + 1
+                chosen.append(MaskedPicture(path, word, square))
+        if words and min(times.values()) >= per_word:
+            break
+    return tuple(chosen)

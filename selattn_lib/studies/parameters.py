@@ -8,10 +8,31 @@ from ..models.pipelines import unet_layout
 
 
 def check_selection(heads: Any, thresholds: Any, model: str) -> tuple[Any, list[float]]:
-    """(heads, thresholds) as they will be used; papermill's `-p thresholds "[0.3]"` arrives as text, which is read.
+    """Numbers of heads and thresholds as they will be used.
 
-    Raises ValueError unless `heads`, one number or a list of them, are whole numbers from 1 to the number of heads of
-    the model, and every threshold lies strictly between 0 and 1.
+    Parameters
+    ----------
+    heads : int, list of int or str
+        Numbers of heads to average, from 1 to the model's number of heads; papermill's `-p heads "[20, 30]"` arrives as
+        text, which is read.
+    thresholds : float, list of float or str
+        Each strictly between 0 and 1.
+    model : str
+        As for `load_pipeline`.
+
+    Returns
+    -------
+    (int or list of int, list of float)
+
+    Raises
+    ------
+    ValueError
+        On anything else, naming what was expected.
+
+    Examples
+    --------
+    >>> check_selection(30, "[0.3, 0.4]", "sd14")
+    (30, [0.3, 0.4])
     """
     heads, thresholds = read_literal(heads), read_literal(thresholds)
     n_heads = len(cross_attention_heads(unet_layout(model)))

@@ -7,24 +7,44 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from pydantic import Field, field_validator, model_validator
+from tqdm import tqdm
 
 from ..attention.scoring import score_heads
 from ..concepts import read_lines
 from ..maps.relevance import HeadRelevance, load_hrv
 from ..models.heads import cross_attention_heads
 from ..models.pipelines import EMBEDDED, unet_layout
-from .base import StudyBase, concepts_of
+from .base import StudyBase
 from .generated import generate
+from .results import head_relevance
 
 
 class RelevanceStudy(StudyBase):
-    """Head relevance vectors (Eq. 3) of `concepts`, counted while `images` varied prompts are generated.
+    """Head relevance vectors (Eq. 3), counted while varied prompts are drawn; `run` returns a `HeadRelevance`.
 
-    The prompts are `classes`, to be put as "a photo of a {class}.", and `texts`, to be used as they are. Each is a
-    list, or the path of a text file with one a line; "imagenet" names the 1,000 classes of ILSVRC 2012. The HRV paper's
-    2,100 images are those and 1,100 texts. If neither is given, they are "imagenet", but for the embedded model "a
-    photo of a {word}" over its concepts' words. They come in a seeded order, again and again if there are fewer than
-    `images`.
+    Parameters
+    ----------
+    images : int
+        How many, 2 or more.
+    concepts : path or mapping
+        A YAML file of concepts, or such a table; by default the model's own (`concepts_of`).
+    classes, texts : sequence of str, or path
+        The prompts: classes are put as "a photo of a {class}.", texts are used as they are. Each is a list, or the path
+        of a text file with one a line; "imagenet" names the 1,000 classes of ILSVRC 2012. The HRV paper's 2,100 images
+        are those and 1,100 texts. If neither is given, they are "imagenet", but for the embedded model "a photo of a
+        {word}" over its concepts' words. They come in a seeded order, again and again if there are fewer than `images`.
+    seed : int
+        Of that order, and of the words drawn for each concept.
+    start_token : bool
+        Leave the start token inside the softmax, as the published implementation does.
+    **settings
+        model, revision, dtype, batch, steps and guidance, as of `Study`.
+
+    Examples
+    --------
+    >>> study = RelevanceStudy(images=2, texts=["a cat asleep"])
+    >>> study.prompts()
+    ['a cat asleep', 'a cat asleep']
     """
 
     images: int = Field(default=80, ge=2)
@@ -34,6 +54,7 @@ class RelevanceStudy(StudyBase):
     start_token: bool = False
     classes: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
+    concepts: dict[str, tuple[str, ...]] = Field(default={}, repr=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -46,46 +67,73 @@ class RelevanceStudy(StudyBase):
     def _read_lines(cls, given: Any) -> Any:
         return read_lines(given) if isinstance(given, str | Path) and given else given or ()
 
+    def decisive(self) -> dict[str, Any]:
+        return {
+            **super().decisive(),
+            "concepts": list(self.concepts.items()),
+        }  # whose order decides which words are drawn
+
     @property
     def size(self) -> int:
         return self.images
 
     def prompts(self) -> list[str]:
         """The prompt of every image."""
-        words = sorted({w.lower() for ws in concepts_of(self.model).values() for w in ws})
-        every = [f"a photo of a {name}." for name in self.classes] + list(self.texts)
-        every = every or [f"a photo of a {word}" for word in words]
-        order = np.random.default_rng(self.seed).permutation(len(every))
-        return [every[order[i % len(every)]] for i in range(self.images)]
+        words = sorted({word.lower() for words in self.concepts.values() for word in words})
+        prompts = [f"a photo of a {name}." for name in self.classes] + list(self.texts)
+        prompts = prompts or [f"a photo of a {word}" for word in words]
+        order = np.random.default_rng(self.seed).permutation(len(prompts))
+        return [prompts[order[i % len(prompts)]] for i in range(self.images)]
 
     def compute(self, units: Sequence[int]) -> xr.Dataset:
-        prompts = self.prompts()
-        with score_heads(self.pipe, concepts_of(self.model), seed=self.seed, units=units,
-                         start_token=self.start_token) as votes:  # fmt: skip
-            generate(self.pipe, [prompts[i] for i in units], list(units), steps=self.steps, guidance=self.guidance,
-                     output_type="latent")  # fmt: skip
-        counts = votes.counts().drop_vars("image").astype("uint16")
-        return counts.to_dataset(name="counts")
+        every = self.prompts()
+        prompts = [every[number] for number in units]
+        concepts = {concept: list(words) for concept, words in self.concepts.items()}
+        with score_heads(self.pipe, concepts, seed=self.seed, units=units, start_token=self.start_token) as votes:
+            generate(self.pipe, prompts, units, steps=self.steps, guidance=self.guidance, output_type="latent")
+        return votes.counts().drop_vars("image").astype("uint16").to_dataset(name="counts")
 
-    def results(self, stored: xr.Dataset) -> HeadRelevance:
-        return HeadRelevance.from_counts(stored["counts"].astype(int))
+    def run(self, workers: Any = None, bar: tqdm | None = None) -> HeadRelevance:
+        return head_relevance(self.load_or_compute(workers, bar))
 
     def counts(self) -> xr.DataArray:
         """Votes (image, concept, head) of every image, for split halves; runs what is missing."""
         return self.load_or_compute()["counts"].astype(int)
 
 
-def relevance_for(model: str, hrv: str = "", **fields: Any) -> HeadRelevance:
-    """The head relevance to use with a model: read from `hrv` if given, else measured by a `RelevanceStudy`.
+def relevance_for(model: str, hrv: str | Path = "", **settings: Any) -> HeadRelevance:
+    """The head relevance to use with a model.
 
-    Raises ValueError if what is read is not about the model's heads.
+    Parameters
+    ----------
+    model : str
+        As for `load_pipeline`.
+    hrv : path
+        What to read (see `load_hrv`); if empty, it is measured.
+    **settings
+        Those of the `RelevanceStudy` that measures it.
+
+    Returns
+    -------
+    HeadRelevance
+        Scores (concept, head) over the model's heads.
+
+    Raises
+    ------
+    ValueError
+        If what is read is not about the model's heads.
+
+    Examples
+    --------
+    >>> relevance_for("emoji-sd", "emoji-sd").scores.dims
+    ('concept', 'head')
     """
     if not hrv:
-        return RelevanceStudy(model=model, **fields).run()
+        return RelevanceStudy(model=model, **settings).run()
     relevance, heads = load_hrv(hrv), cross_attention_heads(unet_layout(model)).names
-    if (found := relevance.scores["head"].values.tolist()) != heads:
+    if (names := relevance.scores["head"].values.tolist()) != heads:
         raise ValueError(
-            f"hrv={hrv!r} is about {len(found)} heads, {found[0]!r} to {found[-1]!r}; {model} has {len(heads)}, "
+            f"hrv={str(hrv)!r} is about {len(names)} heads, {names[0]!r} to {names[-1]!r}; {model} has {len(heads)}, "
             f"{heads[0]!r} to {heads[-1]!r}: expected head relevance of a model of the same layout"
         )
     return relevance

@@ -1,26 +1,65 @@
-"""Running a study: locks, resuming, workers, halving where memory runs out."""
+"""Running a job: its lock, what is stored already, workers, and halves where memory runs out.
 
-import json
+Nothing here knows of models: a `Job` says what its units are and how to compute some of them.
+"""
+
+import errno
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
+import numpy as np
 import xarray as xr
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
-from .parameters import read_literal
+from .store import Store
 
-if TYPE_CHECKING:
-    from .base import StudyBase
+Compute = Callable[[Sequence[int]], xr.Dataset]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What can be run: units 0 ... `size` - 1, to be computed `batch` at a time and kept in `folder`.
+
+    `compute` gives some units' variables, each with `image` as its first dimension; it raises MemoryError where they
+    do not fit. `remote` is the same, as something that can be pickled for a worker (`compute` itself by default).
+    `description`, which JSON can hold, is written beside the results.
+    """
+
+    folder: Path
+    size: int
+    batch: int
+    label: str
+    description: dict[str, Any]
+    compute: Compute
+    remote: Compute | None = None
+
+
+def run(job: Job, workers: Any = None, bar: tqdm | None = None) -> xr.Dataset:
+    """Compute what is not stored yet, and return everything, each variable read from the disk only where it is used.
+
+    `workers` and `bar` are those of `StudyBase.run`. Raises OSError if the disk is full or the folder is damaged,
+    MemoryError if a single unit does not fit.
+    """
+    workers = workers_wanted(workers)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with _lock(job.folder):
+        try:
+            return _complete(job, workers, bar)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            text = f"the disk of {job.folder} is full; what is computed is kept: free some space, then run again"
+            raise OSError(errno.ENOSPC, text) from error
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which ends with the process, however it ends."""
     lock = FileLock(folder / "lock")
     try:
@@ -34,25 +73,65 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def _complete(job: Job, workers: Any, bar: tqdm | None) -> xr.Dataset:
+    store = Store(job.folder, job.size)
+    store.describe(job.description)
+    batches = [range(i, min(i + job.batch, job.size)) for i in range(0, job.size, job.batch)]
+    missing = [units for units in batches if not all(map(store.is_complete, units))]
+    if missing:
+        there = job.size - sum(map(len, missing))
+        with nullcontext(bar) if bar is not None else tqdm(total=job.size, initial=there, desc=job.label) as shown:
+            for units, dataset in _computed(job, missing, workers):
+                store.write(units, dataset)
+                shown.update(len(units))
+    return store.open()
+
+
+def _computed(job: Job, batches: Sequence[range], workers: Any) -> Iterator[tuple[range, xr.Dataset]]:
+    """Each batch with its variables: here and in order, or on workers and as they come."""
+    if not workers:
+        yield from (compute_in_halves(units, job.compute, job.label) for units in batches)
+        return
+    try:
+        import dask.config
+        from distributed import Client, as_completed
+    except ImportError as error:
+        raise ImportError(f"workers={workers!r} needs dask: pip install 'selattn_lib[cluster]'") from error
+    local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+    # Two processes of threads that spin while they wait for each other would be ten times as slow as one.
+    patient = {"distributed.nanny.pre-spawn-environ.OMP_WAIT_POLICY": "PASSIVE"}
+    with dask.config.set(patient), Client(**local) if isinstance(workers, int) else Client(workers) as client:
+        futures = client.map(compute_in_halves, batches, compute=job.remote or job.compute, label=job.label)
+        yield from (result for _, result in as_completed(futures, with_results=True))
+
+
+def compute_in_halves(units: range, compute: Compute, label: str) -> tuple[range, xr.Dataset]:
+    """(units, their variables), computed in halves if memory runs out, and again in halves if need be.
+
+    A picture's last bits depend on how many are computed together (rounding differs by the shape of a matrix
+    product), which is why the batch is part of a study. The variable `batch` (image) of the results says how many
+    were: less than the study's own where memory ran out, and there the bits are those of a smaller batch.
+    """
+    try:
+        return units, compute(units).assign(batch=("image", np.full(len(units), len(units), np.uint16)))
+    except MemoryError as error:
+        reason = str(error).partition("\n")[0]
+    if len(units) == 1:
+        raise MemoryError(f"{label}: no memory for even one image at a time ({reason})")
+    middle = len(units) // 2
+    halves = [compute_in_halves(half, compute, label)[1] for half in (units[:middle], units[middle:])]
+    return units, xr.concat(halves, "image")
+
+
 def workers_wanted(workers: Any = None) -> Any:
     """`workers` of `StudyBase.run`: as given, else what `$SELATTN_WORKERS` says, as a number if it is one, else 0.
 
     Raises ValueError unless it is 0 or more, a scheduler's address such as tcp://host:8786, or a cluster object.
     """
-    wanted = read_literal(os.environ.get("SELATTN_WORKERS") or 0 if workers is None else workers)
+    wanted = os.environ.get("SELATTN_WORKERS") or 0 if workers is None else workers
+    wanted = int(wanted) if isinstance(wanted, str) and wanted.isdecimal() else wanted
     number = isinstance(wanted, int) and not isinstance(wanted, bool) and wanted >= 0
     address = isinstance(wanted, str) and "://" in wanted
     if not (number or address or hasattr(wanted, "scheduler_address")):
         raise ValueError(f"workers={wanted!r}: expected 0 or more, or a scheduler's address such as tcp://host:8786")
     return wanted
-
-
-def _on_worker(units: range, kind: type["StudyBase"], fields: str, threads: int) -> tuple[range, xr.Dataset]:
-    torch.set_num_threads(threads)  # which decides bits on a CPU
-    return units, _study(kind, fields).compute_in_halves(units)
-
-
-@lru_cache(maxsize=1)
-def _study(kind: type["StudyBase"], fields: str) -> "StudyBase":
-    """One study, and so one model, in a worker's memory at a time."""
-    return kind(**json.loads(fields))

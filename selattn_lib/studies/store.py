@@ -1,6 +1,7 @@
 """A folder of results that survives whatever happens to the process or to the files: see `Store`."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-FORMAT = 2  # of the stores; changes when old ones must not be read
+FORMAT = 3  # of the stores; changes when old ones must not be read
 
 
 class Store:
@@ -20,24 +21,31 @@ class Store:
 
     Every file is written aside and then moved into place, and a unit counts only once its checksum is written, last:
     a process killed at any moment leaves each unit whole or not there. Whatever was damaged later no longer fits its
-    checksum, so `has` denies it. Only arrays of numbers in zarr's third format are read, so that a folder from a
-    stranger holds nothing that could be unpickled. One process at a time may write.
+    checksum, so `is_complete` denies it. Only arrays of numbers in zarr's third format are read, so that a folder from
+    a stranger holds nothing that could be unpickled. One process at a time may write; with `read_only` nothing is
+    written, nor cleared away.
 
     Raises OSError if the folder's metadata cannot be read.
     """
 
-    def __init__(self, folder: Path, size: int) -> None:
+    def __init__(self, folder: Path, size: int, *, read_only: bool = False) -> None:
         self.folder, self.size = folder, size
-        for unfinished in folder.rglob("*.partial"):
+        for unfinished in [] if read_only else folder.rglob("*.partial"):
             unfinished.unlink()
         try:
-            self._group = zarr.open_group(folder / "data.zarr", mode="a", zarr_format=3)
+            self._group = zarr.open_group(folder / "data.zarr", mode="r" if read_only else "a", zarr_format=3)
             self._arrays = {name: array for name, array in self._group.arrays()}
         except (ValueError, TypeError, KeyError) as error:
             raise OSError(f"{folder} is damaged ({error}): delete it, and run the study again") from error
         self._log = folder / "checksums.txt"
         lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
         self._checksums = dict(line.split() for line in lines if len(line.split()) == 2)
+
+    def describe(self, description: dict[str, Any]) -> None:
+        """Write what the results are of."""
+        aside = self.folder / "study.partial"
+        aside.write_text(json.dumps(description, indent=1), encoding="utf-8")
+        aside.replace(self.folder / "study.json")
 
     def is_complete(self, unit: int) -> bool:
         """Whether all of a unit is there and as it was written."""
@@ -48,9 +56,9 @@ class Store:
         except Exception:  # what a damaged chunk or picture raises depends on where it is damaged
             return False
 
-    def write(self, units: range, found: xr.Dataset) -> None:
-        """Write these units: `found` has `image` as the first dimension of its variables."""
-        for name, values in found.data_vars.items():
+    def write(self, units: range, dataset: xr.Dataset) -> None:
+        """Write these units' variables, each with `image` as its first dimension."""
+        for name, values in dataset.data_vars.items():
             if name == "image_rgb":
                 (self.folder / "images").mkdir(exist_ok=True)
                 for unit, picture in zip(units, values.values, strict=True):
@@ -63,12 +71,12 @@ class Store:
                 dimension_names=[str(d) for d in values.dims],
             )  # fmt: skip
             array[units.start : units.stop] = values.values
-        fixed = {str(k): [list(c.dims), c.values.tolist()] for k, c in found.coords.items() if "image" not in c.dims}
-        self._group.attrs.update({"coords": fixed, "attrs": dict(found.attrs)})
+        fixed = {str(k): [list(c.dims), c.values.tolist()] for k, c in dataset.coords.items() if "image" not in c.dims}
+        self._group.attrs.update({"coords": fixed, "attrs": dict(dataset.attrs)})
         with self._log.open("a") as log:
-            for place, unit in enumerate(units):
+            for at, unit in enumerate(units):
                 self._checksums[str(unit)] = checksum = _checksum(
-                    {str(name): values.values[place] for name, values in found.data_vars.items()}
+                    {str(name): values.values[at] for name, values in dataset.data_vars.items()}
                 )
                 log.write(f"\n{unit} {checksum}")  # a new line first, lest a torn one swallow it
 

@@ -1,0 +1,47 @@
+"""Digests of the files that decide a study's numbers."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+TEXT = (".json", ".txt")  # of the same content whatever its line ends
+READ = (*TEXT, ".safetensors", ".model")  # what models are loaded from
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline that decide no picture
+
+
+def files_digest(paths: Iterable[Path], root: Path) -> str:
+    """12 hexadecimal digits for the names below `root`, and the contents, of some files."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+        digest.update(f"{name} {file_digest(path)}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def model_digest(folder: Path) -> str:
+    """12 hexadecimal digits for all that a pipeline in a folder draws by: weights, configurations, tokenizers."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    parts = [name for name, loaded_by in index.items() if isinstance(loaded_by, list) and name not in UNUSED]
+    files = [path for part in parts for path in (folder / part).glob("*") if path.suffix in READ]
+    return files_digest([folder / "model_index.json", *files], folder)
+
+
+def folder_digest(folder: Path) -> str:
+    """12 hexadecimal digits for the models in a folder and below."""
+    return files_digest((path for path in folder.rglob("*") if path.suffix in READ), folder)
+
+
+def file_digest(path: Path) -> str:
+    """A file's SHA-256, read once as long as its size and times stay as they are."""
+    status = path.stat()
+    return _file_digest(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@cache
+def _file_digest(path: Path, size: int, modified: int, changed: int) -> str:
+    if path.suffix in TEXT:
+        return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
