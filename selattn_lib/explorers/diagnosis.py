@@ -7,49 +7,61 @@ import numpy as np
 import xarray as xr
 from IPython.display import HTML
 
-from .base import _Explorer
+from ..maps.head_maps import HeadMaps
+from ..maps.relevance import HeadRelevance
+from .base import Explorer
+from .view import METHODS
 
 
-class DiagnosisExplorer(_Explorer):
+class DiagnosisExplorer(Explorer):
     """One ambiguous word, two or three concepts: where the heads of each concept see the word, how their masks overlap
     and where the one map is stronger than the other, beside all heads.
 
-    Arguments as for `AggregationExplorer`; `results` may be those of several words. `concepts` are those it starts
-    with, or a mapping of each word to those to start with. True masks `truth_{name}`, such as a `DiagnosisStudy` has,
-    are outlined, and each map's IoU with each printed.
-
     In a live kernel `word`, `image`, `k`, `threshold` and `concepts` can be read; `heads`, `heat` and `mask` are
     dictionaries, concept -> what is now shown.
+
+    Parameters
+    ----------
+    maps, rankings, heads, k, threshold
+        As for `AggregationExplorer`. True masks, such as a `DiagnosisStudy` has, are outlined, and each map's IoU with
+        each printed.
+    concepts : sequence of str, or mapping
+        Two or three to start with, or word -> those to start with.
+
+    Raises
+    ------
+    ValueError
+        Unless there are two or three concepts for each word.
     """
 
     kind = "diagnosis"
 
     def __init__(
         self,
-        results: Any,
-        rankings: Any,
+        maps: HeadMaps | Sequence[HeadMaps],
+        rankings: HeadRelevance | Mapping[str, Any],
         *,
         concepts: Sequence[str] | Mapping[str, Sequence[str]] = ("Animals", "Electronics"),
         heads: Any = None,
         k: int = 30,
         threshold: float = 0.4,
     ) -> None:
-        super().__init__(results, rankings, heads, k, threshold)
+        super().__init__(maps, rankings, heads, k, threshold)
         words = self.view.words
         by_word = concepts if isinstance(concepts, Mapping) else dict.fromkeys(words, concepts)
         if missing := [word for word in words if word not in by_word]:
-            raise ValueError(f"concepts names none for {missing}; two or three for each word are needed.")
-        lists = [list(by_word[word]) for word in words]
-        if len({len(each) for each in lists}) != 1 or not 2 <= len(lists[0]) <= 3:
-            raise ValueError(f"concepts={concepts!r} must be two or three concepts, as many for each word.")
-        names = list(self.rankings)
-        for i, concept in enumerate(lists[0]):
-            self.controls[f"concept_{i}"] = self._concept_menu(concept, f"Concept {i + 1}")
-        if unknown := {concept for each in lists for concept in each} - set(names):
-            raise ValueError(f"The concepts {sorted(unknown)} have no ranking here; there are {names}")
-        self.view.n_concepts = len(lists[0])
-        self.view.meanings = [[names.index(concept) for concept in each] for each in lists]
-        self._link()
+            raise ValueError(f"concepts names none for {missing}: expected two or three for each word")
+        meanings = [list(by_word[word]) for word in words]
+        if len({len(names) for names in meanings}) != 1 or not 2 <= len(meanings[0]) <= 3:
+            raise ValueError(f"concepts={concepts!r}: expected two or three concepts, as many for each word")
+        known = list(self.rankings)
+        for i, concept in enumerate(meanings[0]):
+            self.controls[f"concept_{i}"] = self.concept_menu(concept, f"Concept {i + 1}")
+        if unknown := {concept for names in meanings for concept in names} - set(known):
+            raise ValueError(f"the concepts {sorted(unknown)} have no ranking here: there are {known}")
+        self.view.n_concepts = len(meanings[0])
+        self.view.meanings = [[known.index(concept) for concept in names] for names in meanings]
+        self.link_controls()
 
     @property
     def selection(self) -> dict[str, Any]:
@@ -68,7 +80,7 @@ class DiagnosisExplorer(_Explorer):
     @property
     def heat(self) -> dict[str, xr.DataArray]:
         """Concept -> map (y, x) in [0, 1] of its heads."""
-        return {concept: self._heat(heads) for concept, heads in self.heads.items()}
+        return {concept: self.heat_of(heads) for concept, heads in self.heads.items()}
 
     @property
     def mask(self) -> dict[str, xr.DataArray]:
@@ -76,5 +88,7 @@ class DiagnosisExplorer(_Explorer):
         return {concept: heat > self.threshold for concept, heat in self.heat.items()}
 
     def static_html(self) -> HTML:
-        sets: dict[str, Any] = {f"top {self.k} heads for {concept}": heads for concept, heads in self.heads.items()}
-        return self._static_html({**sets, "all heads (DAAM)": "all"})
+        sets: dict[str, Any] = {
+            METHODS["top k"][1].format(k=self.k, concept=concept): heads for concept, heads in self.heads.items()
+        }
+        return self.strip({**sets, "all heads (DAAM)": "all"})

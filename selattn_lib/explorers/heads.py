@@ -1,46 +1,53 @@
 """The explorer of every head's own map."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from IPython.display import HTML
 
 from ..evaluation.scores import attention_ratio
-from .base import _OneMap, _Setting
+from ..maps.head_maps import HeadMaps
+from ..maps.relevance import HeadRelevance
+from .base import OneMapExplorer, Setting
 
 ATTENTION = "attention on "  # how a head explorer's menu names a ranking by what is seen
 
 
-class HeadExplorer(_OneMap):
+class HeadExplorer(OneMapExplorer):
     """Every head's own map on the grid of heads; pick heads by clicking, by rank, layer or resolution, and see the
     average map of exactly those, and what each head is most relevant to.
 
-    Arguments as for `AggregationExplorer`. Where the results hold true masks, `truth` or `truth_{name}`, the ranking
-    may also be by the share of each head's attention that falls on one of them: see `attention_share`.
-
     In a live kernel `heads` (head numbers) can be read and set, `ranking` (a concept, or "attention on {name}"),
     `word`, `image`, `k` and `threshold` as well; `selection` is all of them, `heat`, `mask` and `iou` what they give.
+
+    Parameters
+    ----------
+    maps, rankings, heads, k, threshold
+        As for `AggregationExplorer`. Where the maps have true masks, the ranking may also be by how much of each head's
+        attention falls on one of them: see `selattn_lib.evaluation.scores.attention_ratio`.
+    concept : str, optional
+        Whose ranking to start with.
     """
 
     kind = "heads"
-    ranking = _Setting("concept_0")
+    ranking = Setting("concept_0")
 
     def __init__(
         self,
-        results: Any,
-        rankings: Any,
+        maps: HeadMaps | Sequence[HeadMaps],
+        rankings: HeadRelevance | Mapping[str, Any],
         *,
         concept: str | None = None,
         heads: Any = None,
         k: int = 30,
         threshold: float = 0.4,
     ) -> None:
-        super().__init__(results, rankings, heads, k, threshold)
+        super().__init__(maps, rankings, heads, k, threshold)
         first = next(iter(self.rankings)) if concept is None else concept
-        regions = dict.fromkeys(name for item in self._items for name in item.truths)
-        self.controls["concept_0"] = self._concept_menu(first, "Rank by", [ATTENTION + name for name in regions])
-        self._link()
+        regions = dict.fromkeys(name for item in self.items for name in item.truths)
+        self.controls["concept_0"] = self.concept_menu(first, "Rank by", [ATTENTION + name for name in regions])
+        self.link_controls()
         for name in ("k", "concept_0"):
             self.controls[name].observe(self._rank_again, "value")
 
@@ -58,9 +65,9 @@ class HeadExplorer(_OneMap):
 
     @heads.setter
     def heads(self, numbers: Sequence[int]) -> None:
-        picked, n_heads = sorted({int(number) for number in numbers}), len(self.view.random_order)
+        picked, n_heads = sorted({int(number) for number in numbers}), self.n_heads
         if wrong := [number for number in picked if not 0 <= number < n_heads]:
-            raise ValueError(f"heads {wrong} do not exist; the maps have heads 0 to {n_heads - 1}.")
+            raise ValueError(f"heads {wrong} do not exist: the maps have heads 0 to {n_heads - 1}")
         self.view.picked = picked
 
     @property
@@ -70,9 +77,9 @@ class HeadExplorer(_OneMap):
             return self.rankings[self.ranking]
         truth = self.item.truths.get(self.ranking.removeprefix(ATTENTION))
         if truth is None:
-            return np.arange(len(self.view.random_order))
-        shares = [attention_ratio(self._heat([head]).values, truth) for head in range(len(self.view.random_order))]
-        return np.argsort(-np.array(shares), kind="stable")
+            return np.arange(self.n_heads)
+        ratios = [attention_ratio(self.heat_of([head]).values, truth) for head in range(self.n_heads)]
+        return np.argsort(-np.array(ratios), kind="stable")
 
     def static_html(self) -> HTML:
-        return self._static_html({f"{len(self.heads)} heads by {self.ranking}": self.heads, "all heads (DAAM)": "all"})
+        return self.strip({f"{len(self.heads)} heads by {self.ranking}": self.heads, "all heads (DAAM)": "all"})

@@ -6,24 +6,49 @@ from typing import Any
 import anywidget
 import traitlets
 
-BROWSER = Path(__file__).with_name("js")
+from ..evaluation.scores import FLOOR
+from ..figures.theme import COLOURS, INK
+from ..maps.overlay import DASH, OUTLINE_DARKNESS, OUTLINE_WIDTHS, OVERLAY_OPACITY, PERIOD, colour_map
 
-
+JS = Path(__file__).with_name("js")
 SCRIPTS = ("core", "parts", "aggregation", "heads", "diagnosis", "view")  # joined in this order to one ES module
+THRESHOLDS = (5, 95)  # the slider's ends, in hundredths, which are its steps
+METHODS = {  # of choosing heads: the order in which one takes them, and what the k first are called
+    "top k": ("ranking", "Top {k} heads for {concept}", COLOURS[0]),
+    "bottom k": ("reversed", "Bottom {k} heads for {concept}", COLOURS[1]),
+    "random k": ("random", "{k} random heads", COLOURS[2]),
+    "all heads": ("all", "All {k} heads", INK),
+}
+CONSTANTS = {  # what Python and the browser's scripts share
+    "methods": [
+        {"name": name, "order": order, "title": title, "colour": colour}
+        for name, (order, title, colour) in METHODS.items()
+    ],
+    "thresholds": list(THRESHOLDS),
+    "concept_colours": COLOURS[:3],
+    "shared_colour": COLOURS[3],
+    "opacity": OVERLAY_OPACITY,
+    "outline_widths": list(OUTLINE_WIDTHS),
+    "outline_darkness": OUTLINE_DARKNESS,
+    "dash": [DASH, PERIOD],
+    "floor": FLOOR,
+}
 
 
 def script() -> str:
     """The ES module that runs in the browser."""
-    return "\n".join((BROWSER / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+    return "\n".join((JS / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
 
 
 class ExplorerView(anywidget.AnyWidget):
-    """What the browser draws. Made by the explorers below; its traits are the view's whole input."""
+    """What the browser draws. Made by the explorers; its traits are the view's whole input."""
 
     _esm = script()
-    _css = (BROWSER / "explorer.css").read_text(encoding="utf-8")
+    _css = (JS / "explorer.css").read_text(encoding="utf-8")
 
     kind = traitlets.Unicode().tag(sync=True)
+    constants = traitlets.Dict(CONSTANTS).tag(sync=True)
+    palette = traitlets.Bytes(colour_map().tobytes()).tag(sync=True)  # 256 RGB colours
     height = traitlets.Int().tag(sync=True)
     width = traitlets.Int().tag(sync=True)
     words: Any = traitlets.List().tag(sync=True)
@@ -38,7 +63,6 @@ class ExplorerView(anywidget.AnyWidget):
     scores = traitlets.Dict().tag(sync=True)  # concept -> relevance (head); empty where only rankings are known
     random_order: Any = traitlets.List().tag(sync=True)
     grid: Any = traitlets.List().tag(sync=True)  # rows of the head grid
-    palette = traitlets.Bytes().tag(sync=True)  # 256 RGB colours
     n_concepts = traitlets.Int(1).tag(sync=True)
     meanings: Any = traitlets.List().tag(sync=True)  # of each word, the numbers of its concepts
 

@@ -6,14 +6,16 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 import torch
+from PIL import Image
 
 from ..attention.capture import capture
 from ..maps.head_maps import HeadMaps
-from ..maps.relevance import load_hrv
+from ..maps.relevance import HeadRelevance, load_hrv
 from ..models.pipelines import EMBEDDED, load_pipeline
 from ..models.segmenters import load_segmenter
 from ..studies.base import GUIDANCE
 from .aggregation import AggregationExplorer
+from .base import Explorer
 from .diagnosis import DiagnosisExplorer
 from .heads import HeadExplorer
 
@@ -21,19 +23,35 @@ from .heads import HeadExplorer
 class Workbench(widgets.VBox):
     """A prompt, a word of it and a seed; a button that draws; and the three explorers, which then show the picture.
 
-    `pipe` is a pipeline or a name for `load_pipeline`; `relevance` a `HeadRelevance` of its heads, by default that of
-    `emoji-sd` for it. Words are parts of the prompt, several parted by commas. For `emoji-sd` the shipped segmenter
-    gives each word's true mask, where it knows the word.
+    `draw()` does what the button does. `maps` are those of the last picture; `explorer` is the explorer now looked at,
+    whose `selection`, `heads` and `mask` are also the workbench's own.
 
-    `draw()` does what the button does. `results` are the maps, the picture and the masks; `explorer` the explorer now
-    looked at, whose `selection`, `heads` and `mask` are also the workbench's own. Raises ValueError if no relevance is
-    given and it is not the shipped model.
+    Parameters
+    ----------
+    pipe : str or DiffusionPipeline
+        A pipeline, or a name for `load_pipeline`. For "emoji-sd" the shipped segmenter gives each word's true mask,
+        where it knows the word.
+    relevance : HeadRelevance, optional
+        Of the pipeline's heads; by default that of "emoji-sd" for it.
+    prompt : str
+        What to draw.
+    words : str or sequence of str
+        Parts of the prompt; in one string, parted by commas.
+    seed, steps : int
+        Of the generation.
+    guidance : float, optional
+        The model's usual scale by default.
+
+    Raises
+    ------
+    ValueError
+        If no relevance is given and the model is not the shipped one.
     """
 
     def __init__(
         self,
         pipe: Any = EMBEDDED,
-        relevance: Any = None,
+        relevance: HeadRelevance | None = None,
         *,
         prompt: str = "a bear on the beach",
         words: str | Sequence[str] = "bear",
@@ -44,9 +62,7 @@ class Workbench(widgets.VBox):
         super().__init__()
         name = pipe if isinstance(pipe, str) else ""
         if relevance is None and name != EMBEDDED:
-            raise ValueError(
-                f"relevance is needed for {name or type(pipe).__name__}: see relevance_for() or load_hrv()."
-            )
+            raise ValueError(f"relevance is needed for {name or type(pipe).__name__}: see relevance_for or load_hrv")
         self.relevance = load_hrv(EMBEDDED) if relevance is None else relevance
         self.pipe = load_pipeline(pipe) if isinstance(pipe, str) else pipe
         self.guidance = GUIDANCE.get(name, 7.5) if guidance is None else guidance
@@ -60,8 +76,8 @@ class Workbench(widgets.VBox):
         self.button = widgets.Button(description="Draw and explain", button_style="primary")
         self.progress = widgets.IntProgress(0, 0, 1, **wide)
         self.message = widgets.Label()
-        self.explorers: list[Any] = []
-        self.results: HeadMaps | None = None
+        self.explorers: list[Explorer] = []
+        self.maps: HeadMaps | None = None
         self.button.on_click(lambda button: self._draw_or_say_why_not())
         self.views = widgets.Tab()
         form = [self.prompt, self.words, self.seed, self.steps]
@@ -69,7 +85,7 @@ class Workbench(widgets.VBox):
         self.children = [panel, widgets.HBox([self.button, self.progress, self.message]), self.views]
 
     def draw(self) -> HeadMaps:
-        """Generate the picture, show it in every explorer, and return the results.
+        """Generate the picture, show it in every explorer, and return its maps.
 
         Raises ValueError if a word is not in the prompt.
         """
@@ -80,7 +96,7 @@ class Workbench(widgets.VBox):
             self.progress.value = min(step + 1, self.progress.max)
             return tensors
 
-        with capture(self.pipe, words) as maps:
+        with capture(self.pipe, words) as captured:
             [image] = self.pipe(
                 self.prompt.value,
                 num_inference_steps=self.steps.value,
@@ -88,13 +104,12 @@ class Workbench(widgets.VBox):
                 generator=torch.Generator().manual_seed(self.seed.value),
                 callback_on_step_end=count,
             ).images
-        masks = [self._mask(image, word) for word in words]
-        found = {f"truth_{word}": mask[None] for word, mask in zip(words, masks, strict=True) if mask is not None}
-        self.results = maps.head_maps().with_pictures([image], **found)
-        self._show(self.results)
-        return self.results
+        truths = {f"truth_{word}": mask[None] for word in words if (mask := self._true_mask(image, word)) is not None}
+        self.maps = captured.head_maps().with_pictures([image], **truths)
+        self._show(self.maps)
+        return self.maps
 
-    def _mask(self, image: Any, word: str) -> np.ndarray | None:
+    def _true_mask(self, image: Image.Image, word: str) -> np.ndarray | None:
         if self._segmenter is None:
             return None
         try:
@@ -102,17 +117,17 @@ class Workbench(widgets.VBox):
         except ValueError:  # a word that the segmenter does not know
             return None
 
-    def _show(self, results: HeadMaps) -> None:
+    def _show(self, maps: HeadMaps) -> None:
         if self.explorers:
             for explorer in self.explorers:
-                explorer.show(results)
+                explorer.show(maps)
             return
         concepts = [str(name) for name in self.relevance.scores["concept"].values]
         k = min(30, self.relevance.scores.sizes["head"])
         self.explorers = [
-            AggregationExplorer(results, self.relevance, k=k),
-            HeadExplorer(results, self.relevance, k=k),
-            DiagnosisExplorer(results, self.relevance, k=k, concepts=concepts[:2]),
+            AggregationExplorer(maps, self.relevance, k=k),
+            HeadExplorer(maps, self.relevance, k=k),
+            DiagnosisExplorer(maps, self.relevance, k=k, concepts=concepts[:2]),
         ]
         self.views.children = self.explorers
         self.views.titles = ["Aggregation", "Heads", "Diagnosis"]
@@ -129,20 +144,23 @@ class Workbench(widgets.VBox):
             self.button.disabled = False
 
     @property
-    def explorer(self) -> Any:
+    def explorer(self) -> Explorer:
         """The explorer on the tab that is open; RuntimeError before anything is drawn."""
         if not self.explorers:
-            raise RuntimeError("Nothing is drawn yet: press the button, or call draw().")
+            raise RuntimeError("nothing is drawn yet: press the button, or call draw()")
         return self.explorers[self.views.selected_index or 0]
 
     @property
     def selection(self) -> dict[str, Any]:
+        """The open explorer's settings."""
         return self.explorer.selection
 
     @property
     def heads(self) -> Any:
+        """The open explorer's chosen heads."""
         return self.explorer.heads
 
     @property
     def mask(self) -> Any:
+        """The open explorer's mask, or masks by concept."""
         return self.explorer.mask

@@ -10,12 +10,14 @@ import plotly.graph_objects as go
 from IPython.display import HTML
 
 from ..maps.overlay import data_uri, overlay
-from .theme import _finish
+from .theme import finish
+
+CELL, GAP, BELOW = 150, 6, 30  # pixels; on a phone all shrink together, but letters do not
 
 
 def overlay_grid(
     images: Any,
-    maps: Mapping[str, Any],
+    heatmaps: Mapping[str, Any],
     *,
     truth: Any = None,
     threshold: float | None = 0.4,
@@ -25,74 +27,110 @@ def overlay_grid(
 ) -> go.Figure:
     """Rows of pictures; columns are the picture, its truth, and its heat map of each kind (Figures 1 and 2).
 
-    `images` is uint8 (image, y, x, rgb); `maps` maps a column's title to floats in [0, 1] (image, y, x);
-    `truth` is boolean (image, y, x). Heat maps lie over the picture's lightness; a white line goes round the
-    pixels above `threshold`, a dashed one round the truth. `scores` maps a column's title to one IoU an
-    image, printed below. Pictures are embedded as WebP.
+    Heat maps lie over the picture's lightness; a white line goes round the pixels above the threshold, a dashed one
+    round the truth. Pictures are embedded as WebP.
+
+    Parameters
+    ----------
+    images : array (image, y, x, rgb) uint8
+        The pictures.
+    heatmaps : mapping
+        A column's title -> heat maps (image, y, x) in [0, 1].
+    truth : array (image, y, x) bool, optional
+        True masks.
+    threshold : float, optional
+        In (0, 1); no line if None.
+    labels : sequence of str, optional
+        One an image, printed below its picture.
+    scores : mapping, optional
+        A column's title -> one IoU an image, printed below.
+    title : str
+        The figure's title.
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+
+    Examples
+    --------
+    >>> figure = overlay_grid(np.zeros((2, 8, 8, 3), np.uint8), {"all heads": np.zeros((2, 8, 8))})
+    >>> len(figure.layout.images)
+    4
     """
     images = np.asarray(images)
-    for name, array in {**maps, **({} if truth is None else {"truth": truth})}.items():
+    for name, array in {**heatmaps, **({} if truth is None else {"truth": truth})}.items():
         if np.shape(array) != images.shape[:3]:
-            raise ValueError(f"{name!r} has shape {np.shape(array)}; {images.shape[:3]} (image, y, x) is expected.")
+            raise ValueError(f"{name!r} has shape {np.shape(array)}: expected {images.shape[:3]} (image, y, x)")
     columns: dict[str, list[np.ndarray]] = {"picture": [overlay(image, None) for image in images]}
     masks: Any = [None] * len(images)
     if truth is not None:
         masks = np.asarray(truth, dtype=bool)
         columns["truth"] = [_masked(image, mask) for image, mask in zip(images, masks, strict=True)]
-    for name, heats in maps.items():
-        columns[name] = [
-            overlay(image, heat, threshold=threshold, truth=mask)
-            for image, heat, mask in zip(images, np.asarray(heats), masks, strict=True)
-        ]
-    cell, gap, below = 150, 6, 30  # pixels; on a phone all shrink together, but letters do not
-    width = len(columns) * (cell + gap) - gap
-    row_height = cell * images.shape[1] // images.shape[2]
-    step = row_height + below
-    height = len(images) * step
+    for name, heats in heatmaps.items():
+        rows = zip(images, np.asarray(heats), masks, strict=True)
+        columns[name] = [overlay(image, heat, threshold=threshold, truth=mask) for image, heat, mask in rows]
+    width = len(columns) * (CELL + GAP) - GAP
+    row_height = CELL * images.shape[1] // images.shape[2]
+    height = len(images) * (row_height + BELOW)
     figure = go.Figure()
+
+    def write(text: str, left: float, y: float, anchor: str, size: int) -> None:
+        at = {"x": left + CELL / 2 / width, "y": y, "xref": "paper", "yref": "paper", "yanchor": anchor}
+        figure.add_annotation(text=text, xanchor="center", showarrow=False, font={"size": size}, **at)
+
     for i, (name, pictures) in enumerate(columns.items()):
-        left, right = i * (cell + gap) / width, (i * (cell + gap) + cell) / width
-        figure.add_annotation(
-            x=(left + right) / 2, y=1, yanchor="bottom", text="<br>".join(wrap(name, 10)), **_PAPER, font={"size": 11}
-        )
+        left = i * (CELL + GAP) / width
+        write("<br>".join(wrap(name, 10)), left, 1, "bottom", 11)
         for j, pixels in enumerate(pictures):
-            figure.add_layout_image(
-                source=data_uri(pixels),
-                x=left,
-                y=1 - j * step / height,
-                sizex=right - left,
-                sizey=row_height / height,
-                xref="paper",
-                yref="paper",
-                sizing="contain",
-                xanchor="left",
-                yanchor="top",
-            )
+            top = 1 - j / len(images)
+            size = {"sizex": CELL / width, "sizey": row_height / height, "sizing": "contain"}
+            at = {"x": left, "y": top, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "top"}
+            figure.add_layout_image(source=data_uri(pixels), **size, **at)
             text = labels[j] if i == 0 and labels is not None else ""
-            if scores is not None and name in scores:
-                text = f"IoU {scores[name][j]:.2f}"
+            text = f"IoU {scores[name][j]:.2f}" if scores is not None and name in scores else text
             if text:
-                figure.add_annotation(
-                    x=(left + right) / 2,
-                    y=1 - (j * step + row_height) / height,
-                    yanchor="top",
-                    text=text,
-                    **_PAPER,
-                    font={"size": 10},
-                )
+                write(text, left, top - row_height / height, "top", 10)
     figure.update_xaxes(visible=False, range=[0, 1], fixedrange=True)
     figure.update_yaxes(visible=False, range=[0, 1], fixedrange=True)
     lines = max(len(wrap(name, 10)) for name in columns)
     margin = {"l": 2, "r": 2, "t": 10 + 16 * lines + (30 if title else 0), "b": 4}
-    return _finish(figure, title, width=width + 4, height=height + margin["t"] + 4, margin=margin)
+    return finish(figure, title, width=width + 4, height=height + margin["t"] + 4, margin=margin)
 
 
 def contact_sheet(images: Any, labels: Sequence[str], *, columns: int = 5) -> HTML:
-    """Pictures, uint8 (image, y, x, rgb), each with its label below, as HTML: at most `columns` in a row, fewer on a
-    narrow page. Raises ValueError unless there is one label an image."""
+    """Pictures with their labels below, as HTML.
+
+    Parameters
+    ----------
+    images : array (image, y, x, rgb) uint8
+        The pictures.
+    labels : sequence of str
+        One an image.
+    columns : int
+        At most so many in a row; fewer on a narrow page.
+
+    Returns
+    -------
+    IPython.display.HTML
+
+    Raises
+    ------
+    ValueError
+        Unless there is one label an image.
+
+    Examples
+    --------
+    >>> contact_sheet(np.zeros((1, 8, 8, 3), np.uint8), ["bear, seed 0"]).data.count("<img")
+    1
+    """
     images = np.asarray(images)
     if len(images) != len(labels):
-        raise ValueError(f"There are {len(labels)} labels for {len(images)} images; one an image is needed.")
+        raise ValueError(f"{len(labels)} labels for {len(images)} images: expected one an image")
     cells = "".join(
         f'<figure style="margin:0"><img src="{data_uri(image)}" alt="Picture: {name}" style="width:100%;display:block">'
         f'<figcaption style="font-size:.75em;line-height:1.3">{name}</figcaption></figure>'
@@ -100,9 +138,6 @@ def contact_sheet(images: Any, labels: Sequence[str], *, columns: int = 5) -> HT
     )
     grid = f"display:grid;gap:.6em;grid-template-columns:repeat(auto-fill,minmax(max(5.5em,{100 // columns - 3}%),1fr))"
     return HTML(f'<div style="{grid}">{cells}</div>')
-
-
-_PAPER: dict[str, Any] = {"xref": "paper", "yref": "paper", "xanchor": "center", "showarrow": False}
 
 
 def _masked(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -6,21 +6,11 @@ import numpy as np
 import plotly.graph_objects as go
 
 INK = "#7a7a7a"  # contrast of at least 4:1 with both white and a near-black page
-
-
 FAINT = "rgba(128,128,128,0.25)"
-
-
-# Okabe and Ito's colours, those with a contrast of 3:1 with both white and black first
+# Okabe and Ito's colours, safe for colour-blind readers; those with a contrast of 3:1 with white and with black first
 COLOURS = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
-
-
 BLOCK_COLOURS = {"down": COLOURS[1], "mid": COLOURS[3], "up": COLOURS[0]}
-
-
-_AXIS = {"gridcolor": FAINT, "linecolor": INK, "tickcolor": INK, "zeroline": False, "automargin": True}
-
-
+AXIS = {"gridcolor": FAINT, "linecolor": INK, "tickcolor": INK, "zeroline": False, "automargin": True}
 TEMPLATE = go.layout.Template(
     layout={
         "paper_bgcolor": "rgba(0,0,0,0)",
@@ -30,30 +20,33 @@ TEMPLATE = go.layout.Template(
         "colorway": COLOURS,
         "margin": {"l": 10, "r": 10, "t": 50, "b": 40},
         "legend": {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom", "title": {"text": ""}},
-        "xaxis": _AXIS,
-        "yaxis": _AXIS,
+        "xaxis": AXIS,
+        "yaxis": AXIS,
         "hoverlabel": {"align": "left"},
     }
 )
 
 
-def _short(values: np.ndarray, digits: int = 4) -> list:
+def rounded(values: Any, digits: int = 4) -> list:
     """Rounded numbers, None where there is none: short JSON, the same on every machine."""
-    rounded = np.round(np.asarray(values, dtype=float), digits).astype(object)
-    rounded[rounded != rounded] = None
-    return rounded.tolist()
+    numbers = np.round(np.asarray(values, dtype=float), digits).astype(object)
+    numbers[numbers != numbers] = None
+    return numbers.tolist()
 
 
-def _transparent(colour: str, opacity: float) -> str:
+def transparent(colour: str, opacity: float) -> str:
+    """A colour such as "#D55E00" as plotly's rgba."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"
 
 
-def _expect_dims(array: Any, dims: tuple[str, ...], name: str) -> None:
-    found = getattr(array, "dims", None)
-    if found != dims:
-        raise ValueError(f"{name} must be a DataArray with dimensions {dims}, not {type(array).__name__} {found}.")
+def expect_dims(array: Any, dims: tuple[str, ...], name: str) -> None:
+    """Raise ValueError unless `array` is a DataArray of these dimensions, in this order."""
+    if getattr(array, "dims", None) != dims:
+        kind = f"{type(array).__name__} {getattr(array, 'dims', '')}".strip()
+        raise ValueError(f"{name} is {kind}: expected a DataArray with dimensions {dims}")
 
 
-def _finish(figure: go.Figure, title: str, **layout: Any) -> go.Figure:
+def finish(figure: go.Figure, title: str, **layout: Any) -> go.Figure:
+    """The figure with the template and its title."""
     return figure.update_layout(template=TEMPLATE, title={"text": title}, **layout)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from zlib import crc32
 
 import numpy as np
@@ -69,6 +69,34 @@ class HeadMaps:
         images = f"{self.n_images} image{'s' * (self.n_images > 1)} of {height} x {width} pixels"
         grids = ", ".join(f"{h}x{w}: {len(numbers)}" for (h, w), numbers in self.grids.items())
         return f"HeadMaps: {images}, words {', '.join(self.words)}, {self.n_heads} heads ({grids})"
+
+    @classmethod
+    def from_grids(
+        cls, grids: Sequence[tuple[Sequence[int], np.ndarray]], words: Sequence[str], size: tuple[int, int]
+    ) -> Self:
+        """Maps from their arrays.
+
+        Parameters
+        ----------
+        grids : sequence of (head numbers, array (image, word, head, y, x))
+            The heads of each native grid, and their attention in [0, 1].
+        words : sequence of str
+            The words.
+        size : (int, int)
+            (height, width) of the pictures in pixels.
+
+        Examples
+        --------
+        >>> HeadMaps.from_grids([([0, 1], np.ones((1, 1, 2, 4, 4)))], ["bear"], (32, 32))
+        HeadMaps: 1 image of 32 x 32 pixels, words bear, 2 heads (4x4: 2)
+        """
+        maps: dict[str, Any] = {}
+        coords: dict[str, Any] = {"word": list(words)}
+        for numbers, values in grids:
+            name = f"{values.shape[-2]}x{values.shape[-1]}"
+            maps[f"maps_{name}"] = (("image", "word", f"head_{name}", f"y_{name}", f"x_{name}"), values)
+            coords[f"head_{name}"] = list(numbers)
+        return cls(xr.Dataset(maps, coords, {"height": size[0], "width": size[1]}))
 
     @property
     def grids(self) -> dict[tuple[int, int], np.ndarray]:

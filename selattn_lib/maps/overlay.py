@@ -7,8 +7,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from plotly.colors import sequential
+from scipy.ndimage import binary_dilation
 
 OVERLAY_OPACITY = 0.65
+OUTLINE_WIDTHS = (2, 4)  # of a white line and the dark one below it, in pixels where the longer side has 256
+OUTLINE_DARKNESS = 0.65
+DASH, PERIOD = 6, 10  # of a truth's outline, in the same pixels, along x + y
 
 
 def colour_map(name: str = "Viridis") -> np.ndarray:
@@ -51,7 +55,7 @@ def overlay(
     if truth is not None:
         edge = np.asarray(Image.fromarray(np.asarray(truth, dtype=np.uint8) * 255).resize(size)) > 127
         y, x = np.ogrid[: size[1], : size[0]]
-        pixels = _outlined(pixels, edge, where=(x + y) % 10 < 6)
+        pixels = _outlined(pixels, edge, where=(x + y) % PERIOD < DASH)
     if enlarged is not None and threshold is not None:
         pixels = _outlined(pixels, enlarged > threshold)
     return pixels.round().astype(np.uint8)
@@ -66,17 +70,9 @@ def data_uri(pixels: np.ndarray) -> str:
 
 def _outlined(pixels: np.ndarray, mask: np.ndarray, where: Any = True) -> np.ndarray:
     """A white line inside a darker one along the border of the mask, at the pixels `where`."""
-    inner = _grown(_grown(mask) & _grown(~mask))
-    halo = _grown(inner)
-    pixels = np.where((halo & where)[..., None], 0.35 * pixels, pixels)
-    return np.where((inner & where)[..., None], 255.0, pixels)
-
-
-def _grown(mask: np.ndarray) -> np.ndarray:
-    """The mask and its neighbours above, below, left and right."""
-    grown = mask.copy()
-    grown[1:] |= mask[:-1]
-    grown[:-1] |= mask[1:]
-    grown[:, 1:] |= mask[:, :-1]
-    grown[:, :-1] |= mask[:, 1:]
-    return grown
+    white, dark = (
+        binary_dilation(mask, iterations=width // 2) & binary_dilation(~mask, iterations=width // 2)
+        for width in OUTLINE_WIDTHS
+    )
+    pixels = np.where((dark & where)[..., None], (1 - OUTLINE_DARKNESS) * pixels, pixels)
+    return np.where((white & where)[..., None], 255.0, pixels)

@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import xarray as xr
+from scipy.cluster.hierarchy import leaves_list, linkage
 
 from ..concepts import load_concepts
 from ..models.families import UNet
@@ -179,3 +180,33 @@ def relevance_orders(
         drawn = [np.random.default_rng([seed, size, draw]).permutation(n_images)[:size] for draw in range(draws)]
         orders.append([HeadRelevance.from_counts(counts[images]).ranking(concept) for images in drawn])
     return xr.DataArray(np.array(orders), {"size": list(sizes)}, ("size", "draw", "head"))
+
+
+def concept_similarity(scores: xr.DataArray) -> xr.DataArray:
+    """How alike the heads of two concepts are, like concepts side by side.
+
+    Parameters
+    ----------
+    scores : xarray.DataArray (concept, head)
+        Head relevance, 0 or more. A concept without votes is like none.
+
+    Returns
+    -------
+    xarray.DataArray (concept, other_concept)
+        Cosine similarity in [0, 1], in the order of a clustering's leaves.
+
+    Examples
+    --------
+    >>> scores = xr.DataArray([[2.0, 0.0], [0.0, 2.0], [1.9, 0.1]], {"concept": list("abc")}, ("concept", "head"))
+    >>> similarity = concept_similarity(scores)
+    >>> similarity["concept"].values.tolist(), round(float(similarity.sel(concept="a", other_concept="c")), 3)
+    (['b', 'c', 'a'], 0.999)
+    """
+    rows = scores.transpose("concept", "head").values
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    units = rows / np.where(lengths > 0, lengths, 1)  # between unit vectors, distances rank as cosines do
+    if len(units) > 2:
+        order = leaves_list(linkage(units, "average", optimal_ordering=True))
+        scores, units = scores.isel(concept=order), units[order]
+    names = scores["concept"].values
+    return xr.DataArray(units @ units.T, {"concept": names, "other_concept": names}, ("concept", "other_concept"))

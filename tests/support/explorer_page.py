@@ -3,18 +3,13 @@
 import json
 import shutil
 import sysconfig
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ipywidgets
-import numpy as np
-import xarray as xr
 from ipywidgets.embed import embed_data
 from playwright.sync_api import Locator
-
-from selattn_lib.explorers.items import with_pictures
 
 STATIC = Path(__file__).parents[2] / "book" / "_static"
 PAGE = """<!DOCTYPE html>
@@ -62,36 +57,3 @@ def settled(box: Locator) -> None:
 def _script(kind: str, content: Any) -> str:
     text = json.dumps(content).replace("<", "\\u003c")
     return f'<script type="application/vnd.jupyter.widget-{kind}+json">{text}</script>'
-
-
-def synthetic(grids: Sequence[tuple[str, int]], size: int, words: Sequence[str], images: int) -> xr.Dataset:
-    """Head maps of blobs, with pictures and the masks `truth_round` and `truth_square`, and 8 heads a layer; `grids`
-    are the layers' places and the side of their maps. The attribute `heads` holds the heads' names."""
-    rng = np.random.default_rng(0)
-    layers = Counter[str]()
-    numbers: dict[int, list[int]] = {}
-    names: list[str] = []
-    for place, side in grids:
-        numbers.setdefault(side, []).extend(range(len(names), len(names) + 8))
-        names += [f"{place}, layer: {layers[place]}, head: {head}" for head in range(8)]
-        layers[place] += 1
-    data, coords = {}, {"word": list(words)}
-    for side, own in numbers.items():
-        y, x = (np.mgrid[:side, :side] + 0.5) / side
-        shape = (images, len(words), len(own), 1, 1)
-        cy, cx, radius = (rng.uniform(low, high, shape) for low, high in ((0.2, 0.8), (0.2, 0.8), (0.1, 0.3)))
-        values = 0.03 * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / radius**2) + 0.002 * rng.random((side, side))
-        dims = ("image", "word", f"head_{side}x{side}", f"y_{side}x{side}", f"x_{side}x{side}")
-        data[f"maps_{side}x{side}"] = (dims, values.astype(np.float16))
-        coords[f"head_{side}x{side}"] = own
-    maps = xr.Dataset(data, coords, attrs={"height": size, "width": size, "heads": names})
-    y, x = np.mgrid[:size, :size] / size
-    pictures = [np.stack([200 * x, 200 * y, 90 + 80 * (x + i) % 90], -1).astype(np.uint8) for i in range(images)]
-    disc = [np.hypot(y - 0.4, x - 0.3 - 0.2 * i) < 0.25 for i in range(images)]
-    square = [(abs(y - 0.6) < 0.2) & (abs(x - 0.6) < 0.2)] * images
-    return with_pictures(maps, pictures, truth_round=disc, truth_square=square)
-
-
-def rankings(n_heads: int, concepts: Sequence[str] = ("Animals", "Electronics", "Plants")) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(4)
-    return {concept: rng.permutation(n_heads) for concept in concepts}

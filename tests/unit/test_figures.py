@@ -12,11 +12,10 @@ import xarray as xr
 from PIL import Image
 
 from selattn_lib import figures
-from selattn_lib.evaluation.baselines import centred_disc
-from selattn_lib.evaluation.statistics import bootstrap_mean
+from selattn_lib.figures.theme import INK
 
 LAYERS = [("down", i) for i in range(6)] + [("mid", 0)] + [("up", i) for i in range(9)]
-NAMES = [f"{place}, layer: {layer}, head: {head}" for place, layer in LAYERS for head in range(8)]
+NAMES = [f"{block}, layer: {layer}, head: {head}" for block, layer in LAYERS for head in range(8)]
 CONCEPTS = [f"Concept {i}" for i in range(34)]
 
 
@@ -36,14 +35,14 @@ def relevance() -> xr.DataArray:
     return xr.DataArray(scores, dims=("concept", "head"), coords={"concept": CONCEPTS, "head": NAMES})
 
 
-def test_relevance_matrix_names_concepts_layers_and_places(relevance):
+def test_relevance_matrix_names_concepts_layers_and_blocks(relevance):
     figure = figures.relevance_matrix(relevance)
     heat = figure.data[0]
     assert list(heat.y) == CONCEPTS and list(heat.x) == NAMES
     np.testing.assert_allclose(np.array(heat.z, float), relevance, atol=5e-4)
     assert list(figure.layout.xaxis.ticktext) == [str(layer) for _, layer in LAYERS]
-    assert len(figure.layout.shapes) == 15 + 2  # between layers, and again between places
-    assert all(place in texts(figure) for place in ("down", "mid", "up"))
+    assert len(figure.layout.shapes) == 15 + 2  # between layers, and again between blocks
+    assert all(block in texts(figure) for block in ("down", "mid", "up"))
     assert len(figure.to_json()) < 60_000
 
 
@@ -55,28 +54,17 @@ def test_relevance_matrix_refuses_other_arrays(relevance):
 
 
 def test_the_sortable_matrix_orders_heads_by_a_concept_and_concepts_by_likeness(relevance):
-    figure = figures.sortable_relevance(relevance)
+    alike = CONCEPTS[::-1]
+    figure = figures.sortable_relevance(relevance, alike=alike)
+    assert len(figures.sortable_relevance(relevance).layout.updatemenus) == 1
     heads, rows = figure.layout.updatemenus
     assert list(figure.layout.xaxis.categoryarray) == list(heads.buttons[0].args[0]["xaxis.categoryarray"]) == NAMES
     chosen = next(button for button in heads.buttons if button.label == f"heads by {CONCEPTS[5]}")
     values = relevance.sel(concept=CONCEPTS[5], head=list(chosen.args[0]["xaxis.categoryarray"])).values
     assert (np.diff(values) <= 0).all() and len(values) == 128
-    alike = rows.buttons[1].args[0]["yaxis.categoryarray"]
-    assert sorted(alike) == sorted(CONCEPTS) and list(figure.layout.yaxis.categoryarray) == CONCEPTS
+    assert list(rows.buttons[1].args[0]["yaxis.categoryarray"]) == alike
+    assert list(figure.layout.yaxis.categoryarray) == CONCEPTS
     assert len(figure.to_json()) < 200_000
-
-
-def test_similar_concepts_stand_side_by_side():
-    rng = np.random.default_rng(2)
-    base = rng.random((3, 128))
-    rows = np.concatenate([base, base + 0.05 * rng.random((3, 128)), np.zeros((1, 128))])
-    scores = xr.DataArray(rows, dims=("concept", "head"), coords={"concept": list("abcABC_"), "head": NAMES})
-    similarity = figures.concept_similarity(scores)
-    order = "".join(similarity["concept"].values)
-    assert all(abs(order.index(x) - order.index(x.upper())) == 1 for x in "abc")
-    cosine = (rows[0] @ rows[1]) / np.linalg.norm(rows[0]) / np.linalg.norm(rows[1])
-    assert float(similarity.sel(concept="a", other_concept="b")) == pytest.approx(cosine)
-    assert float(similarity.sel(concept="_", other_concept="a")) == 0
 
 
 def test_top_heads_of_each_concept_on_the_grid(relevance):
@@ -99,8 +87,8 @@ def test_top_heads_of_each_concept_on_the_grid(relevance):
 
 
 def parts(name: str) -> tuple[str, str, int]:
-    place, layer, head = re.fullmatch(r"(\w+), layer: (\d+), head: (\d+)", name).groups()
-    return place, layer, int(head)
+    block, layer, head = re.fullmatch(r"(\w+), layer: (\d+), head: (\d+)", name).groups()
+    return block, layer, int(head)
 
 
 def test_head_grid_puts_each_head_in_its_place():
@@ -121,31 +109,6 @@ def test_head_grid_of_a_selection_and_of_uneven_layers():
     assert uneven.data[0].z[1] == (1.0, *[None] * 7) or list(uneven.data[0].z[1]) == [1.0, *[None] * 7]
     with pytest.raises(ValueError, match=r"shape \(3,\) for 128 heads"):
         figures.head_grid(NAMES, [1, 2, 3])
-
-
-def test_colour_map_is_viridis_with_rising_lightness():
-    colours = figures.colour_map()
-    assert colours.shape == (256, 3) and colours.dtype == np.uint8
-    assert colours[0].tolist() == [68, 1, 84] and colours[-1].tolist() == [253, 231, 37]
-    assert (np.diff(colours @ [0.2126, 0.7152, 0.0722]) > -0.5).all()
-
-
-def test_overlay_colours_heat_and_outlines_the_mask():
-    image = np.full((32, 32, 3), 100, np.uint8)
-    heat = np.zeros((32, 32))
-    heat[8:24, 8:24] = 1
-    plain = figures.overlay(image, heat, zoom=4)
-    expected = 0.65 * np.array([[68, 1, 84], [253, 231, 37]]) + 0.35 * 100
-    np.testing.assert_allclose([plain[4, 4], plain[64, 64]], expected, atol=1)
-    lined = figures.overlay(image, heat, threshold=0.5, zoom=4)
-    changed = (lined != plain).any(axis=-1)
-    y, x = np.nonzero(changed)
-    assert changed.any() and (lined[changed] == 255).all(axis=-1).any()
-    assert min(y.min(), x.min()) > 28 and max(y.max(), x.max()) < 99  # along the mask's edge at 32 and 96
-    assert not changed[40:88, 40:88].any()
-    assert figures.overlay(image, None).shape == (256, 256, 3)
-    with pytest.raises(ValueError, match=r"truth has shape \(2, 2\)"):
-        figures.overlay(image, heat, truth=np.zeros((2, 2), bool))
 
 
 def test_overlay_grid_holds_a_labelled_picture_a_cell():
@@ -173,94 +136,16 @@ def test_overlay_grid_weighs_little():
     assert len(figure.to_json()) < 250_000
 
 
-def test_iou_by_k_draws_bands_marks_and_levels():
-    mean = np.linspace(0.4, 0.6, 128)
-    curves = {"most relevant": np.stack([mean, mean - 0.05, mean + 0.05], axis=1), "random": mean - 0.1}
-    figure = figures.iou_by_k(curves, marks=[20, 30, 40], levels={"centred disc": 0.48})
-    lines = {trace.name: trace for trace in figure.data if trace.name}
-    assert list(lines) == ["most relevant", "random", "centred disc 0.480"]
-    assert lines["most relevant"].x[0] == 1 and lines["most relevant"].x[-1] == 128
-    assert set(lines["centred disc 0.480"].y) == {0.48}
-    band = next(trace for trace in figure.data if trace.fill == "toself")
-    assert band.y[0] == pytest.approx(0.35) and band.y[-1] == pytest.approx(0.45)
-    assert sorted(shape.x0 for shape in figure.layout.shapes) == [20, 30, 40]
-    assert figure.layout.xaxis.title.text == "number of heads k"
-    assert len(figure.to_json()) < 20_000
-    with pytest.raises(ValueError, match=r"shape \(128, 2\)"):
-        figures.iou_by_k({"wrong": np.zeros((128, 2))})
-
-
-def test_rank_stability_counts_shared_heads():
+def test_rank_stability_shows_ranks_and_says_how_they_agree():
     scores = np.random.default_rng(0).random(128)
-    same = figures.rank_stability(scores, scores, heads=NAMES, top=30)
+    same = figures.rank_stability(scores, scores, (1.0, 1.0), heads=NAMES, top=30)
     assert "ρ = 1.00; 30 of the top 30" in texts(same)
     assert {trace.name for trace in same.data} == {"down", "mid", "up"}
-    opposite = figures.rank_stability(scores, -scores)
-    assert "ρ = -1.00; 0 of the top 30" in texts(opposite)
+    [opposite] = figures.rank_stability(scores, -scores, (-1.0, 0.0)).data
+    assert (np.add(opposite.x, opposite.y) == 129).all() and opposite.x[scores.argmax()] == 1
+    assert "ρ = -1.00; 0 of the top 30" in texts(figures.rank_stability(scores, -scores, (-1.0, 0.0)))
     with pytest.raises(ValueError, match="two halves"):
-        figures.rank_stability(scores, scores[:5])
-
-
-def test_iou_table_keeps_our_numbers_and_the_papers_apart():
-    table = figures.iou_table(
-        {"all heads (DAAM)": [(0.5, 0.4, 0.6)] * 2, "top 20": [(0.55, 0.45, 0.65)] * 2},
-        [0.3, 0.5],
-        model="emoji-sd",
-        n_images=40,
-        baselines={"centred disc": (0.3, 0.2, 0.4), "full frame": (0.2, 0.1, 0.3)},
-        paper={"all heads (DAAM)": [0.7490, 0.6261]},
-    )
-    ours, interval, theirs = table.columns
-    assert "emoji-sd" in ours and "40 images" in ours
-    assert "paper" in theirs and "SD v1.4" in theirs
-    assert table.loc[("0.3", "all heads (DAAM)")].tolist() == ["0.500", "[0.400, 0.600]", "0.7490"]
-    assert table.loc[("0.5", "top 20"), theirs] == ""
-    assert table.loc[("any", "full frame"), interval] == "[0.100, 0.300]"
-    assert "<table" in table._repr_html_()
-    with pytest.raises(ValueError, match="2 rows for the 1 thresholds"):
-        figures.iou_table({"a": [(0, 0, 0)] * 2}, [0.3], model="m", n_images=1, baselines={})
-
-
-@pytest.fixture
-def benchmark() -> tuple[dict[str, xr.DataArray], xr.Dataset]:
-    """IoUs of two methods at two thresholds, one of them not the paper's, and the study they come from."""
-    subjects = np.repeat(["bear", "cat", "cow"], 4)
-    truth = np.stack([centred_disc(20, 30, 6)] * 12)
-    study = xr.Dataset(
-        {"truth": (("image", "y", "x"), truth)},
-        {"subject": ("image", subjects)},
-        attrs={"model": "emoji-sd", "concept": "Animals"},
-    )
-    values = np.repeat(np.random.default_rng(0).random((3, 2)), 4, axis=0)
-    first = xr.DataArray(values, dims=("image", "threshold"), coords={"threshold": [0.3, 0.35]})
-    return {"top 30 heads": first, "heads of my own": first / 2}, study
-
-
-def test_benchmark_table_has_intervals_by_subject_and_baselines(benchmark):
-    ious, study = benchmark
-    table = figures.benchmark_table(ious, study)
-    measured, interval, _ = table.columns
-    assert measured == "mean IoU measured: emoji-sd, 12 images"
-    for name, threshold in [("top 30 heads", 0.3), ("heads of my own", 0.35)]:
-        mean, low, high = bootstrap_mean(ious[name].sel(threshold=threshold), study["subject"].values)
-        assert table.loc[(f"{threshold}", name), measured] == f"{mean:.3f}"
-        assert table.loc[(f"{threshold}", name), interval] == f"[{low:.3f}, {high:.3f}]"
-    assert table.loc[("any", "centred disc, radius 6"), measured] == "1.000"
-    share = study["truth"].values.mean()
-    assert table.loc[("any", "full frame")].tolist() == [f"{share:.3f}", f"[{share:.3f}, {share:.3f}]", ""]
-
-
-def test_benchmark_table_prints_the_papers_numbers_only_where_it_has_some(benchmark):
-    ious, study = benchmark
-    paper = figures.benchmark_table(ious, study).iloc[:, 2]
-    assert paper["0.3", "top 30 heads"] == "0.7698"
-    assert set(paper.drop(("0.3", "top 30 heads"))) == {""}, "another threshold, other heads, baselines"
-    without = [
-        figures.benchmark_table(ious, study, paper=False),
-        figures.benchmark_table(ious, study.assign_attrs(concept="Colors")),
-        figures.benchmark_table({"heads of my own": ious["heads of my own"]}, study),
-    ]
-    assert not any("paper" in column for table in without for column in table.columns)
+        figures.rank_stability(scores, scores[:5], (1.0, 1.0))
 
 
 def test_contact_sheet_holds_every_picture_with_its_label():
@@ -296,15 +181,15 @@ def test_every_figure_follows_the_page(relevance):
     made = [
         figures.relevance_matrix(relevance),
         figures.head_grid(NAMES, np.zeros(128)),
-        figures.iou_by_k({"a": np.zeros(5)}),
-        figures.rank_stability(np.arange(128), np.arange(128)),
+        figures.interval_lines({"a": (range(1, 6), np.zeros(5))}, x="k"),
+        figures.rank_stability(np.arange(128), np.arange(128), (1.0, 1.0)),
         figures.overlay_grid(np.zeros((1, 8, 8, 3), np.uint8), {"a": np.zeros((1, 8, 8))}),
         figures.training_curve(np.arange(3), np.ones(3)),
         figures.similarity_matrix(xr.DataArray(np.eye(2), {"concept": ["a", "b"]}, ("concept", "other_concept"))),
     ]
     for figure in made:
         assert figure.layout.template.layout.paper_bgcolor == "rgba(0,0,0,0)"
-        assert figure.layout.template.layout.font.color == figures.INK
+        assert figure.layout.template.layout.font.color == INK
         assert not re.search(r'"bdata"', figure.to_json())  # typed arrays would hide the numbers in binary
 
 
@@ -318,8 +203,28 @@ def test_interval_lines_have_a_band_each_and_levels():
     assert figure.data[2].y[-1] == 0.6 or 0.6 in figure.data[2].y
     assert all(trace.mode == "lines" for trace in figure.data if trace.fill)  # no dots at the ends of a short band
     assert figure.layout.xaxis.type == "log" and list(figure.data[-1].x) == [1, 100]
+    assert figure.layout.shapes[0].x0 == 30 and 10 ** figure.layout.annotations[0].x == pytest.approx(30)
     with pytest.raises(ValueError, match="'top' has 2 places"):
         figures.interval_lines({"top": ([1, 2], np.ones((3, 3)))}, x="k")
+
+
+def test_interval_lines_over_every_number_of_heads():
+    mean = np.linspace(0.4, 0.6, 128)
+    band, ks = np.stack([mean, mean - 0.05, mean + 0.05], axis=1), range(1, 129)
+    curves = {"most relevant": (ks, band), "random": (ks, mean - 0.1)}
+    figure = figures.interval_lines(curves, x="number of heads k", marks=[20, 30, 40], levels={"centred disc": 0.48})
+    lines = {trace.name: trace for trace in figure.data if trace.name}
+    assert list(lines) == ["most relevant", "random", "centred disc 0.480"]
+    assert lines["most relevant"].x[0] == 1 and lines["most relevant"].x[-1] == 128
+    assert set(lines["centred disc 0.480"].y) == {0.48}
+    band = next(trace for trace in figure.data if trace.fill == "toself")
+    assert band.y[0] == pytest.approx(0.35) and band.y[-1] == pytest.approx(0.45)
+    assert sorted(shape.x0 for shape in figure.layout.shapes) == [20, 30, 40]
+    assert sorted((label.x, label.text) for label in figure.layout.annotations) == [(20, "20"), (30, "30"), (40, "40")]
+    assert figure.layout.xaxis.title.text == "number of heads k"
+    assert len(figure.to_json()) < 20_000
+    with pytest.raises(ValueError, match=r"shape \(128, 2\)"):
+        figures.interval_lines({"wrong": (ks, np.zeros((128, 2)))}, x="k")
 
 
 def test_interval_dots_keep_the_order_and_mark():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from selattn_lib.maps.relevance import HeadRelevance, concentration, load_hrv, relevance_orders
+from selattn_lib.maps.relevance import HeadRelevance, concentration, concept_similarity, load_hrv, relevance_orders
 from selattn_lib.models.heads import cross_attention_heads
 
 
@@ -171,3 +171,16 @@ def test_rankings_counted_on_some_images():
 def test_concentration_is_the_share_of_the_top_heads():
     scores = xr.DataArray([[1.0, 1, 1, 1], [0, 3, 1, 0]], {"concept": ["flat", "peaked"]}, ("concept", "head"))
     assert concentration(HeadRelevance(scores), 1).values.tolist() == [0.25, 0.75]
+
+
+def test_similar_concepts_stand_side_by_side():
+    rng = np.random.default_rng(2)
+    base = rng.random((3, 128))
+    rows = np.concatenate([base, base + 0.05 * rng.random((3, 128)), np.zeros((1, 128))])
+    scores = xr.DataArray(rows, dims=("concept", "head"), coords={"concept": list("abcABC_")})
+    similarity = concept_similarity(scores)
+    order = "".join(similarity["concept"].values)
+    assert all(abs(order.index(x) - order.index(x.upper())) == 1 for x in "abc")
+    cosine = (rows[0] @ rows[1]) / np.linalg.norm(rows[0]) / np.linalg.norm(rows[1])
+    assert float(similarity.sel(concept="a", other_concept="b")) == pytest.approx(cosine)
+    assert float(similarity.sel(concept="_", other_concept="a")) == 0

@@ -26,7 +26,7 @@ def test_drawing_fills_every_explorer_and_another_drawing_all_of_them_again(benc
     assert seen == sorted(seen) and seen[-1] == bench.progress.max == 2
     plain = tiny_pipe("a photo of a bear", num_inference_steps=2, guidance_scale=3,
                       generator=torch.Generator().manual_seed(0)).images[0]  # fmt: skip
-    np.testing.assert_array_equal(bench.results["image_rgb"][0], np.asarray(plain))
+    np.testing.assert_array_equal(bench.maps.pictures[0], np.asarray(plain))
     first = [explorer.view.pictures for explorer in bench.explorers]
     bench.prompt.value, bench.words.value, bench.seed.value = "a cat and a dog", "cat, dog", 5
     bench.button.click()
@@ -44,7 +44,7 @@ def test_a_word_that_is_not_in_the_prompt_is_said_and_can_be_mended(bench):
     bench.words.value = "zebra"
     bench.button.click()
     assert "zebra" in bench.message.value and not bench.button.disabled
-    with pytest.raises(RuntimeError, match="Nothing is drawn yet"):
+    with pytest.raises(RuntimeError, match="nothing is drawn yet"):
         _ = bench.heads
 
 

@@ -1,9 +1,8 @@
-// Arithmetic of the explorers, the same as `selattn_lib.aggregate` and `.metrics`, and tested against them.
+// Arithmetic of the explorers, the same as `selattn_lib.maps` and `selattn_lib.evaluation.scores`, and tested against
+// them.
 //
-// The files of this folder import nothing: `explore.py` joins them to one ES module, core first, which runs in
-// JupyterLab and in a page without a kernel.
-
-export const METHODS = ["top k", "bottom k", "random k", "all heads"];
+// The files of this folder import nothing: `selattn_lib.explorers.view` joins them to one ES module, core first, which
+// runs in JupyterLab and in a page without a kernel. What Python and they share comes as the trait `constants`.
 
 const HALF_SCALE = Float64Array.from({ length: 31 }, (_, e) => 2 ** (Math.max(e, 1) - 25));
 
@@ -185,16 +184,16 @@ export function iou(mask, truth) {
   return either ? both / either : 1;
 }
 
-/** The heads that a setting means: `order` is a concept's ranking, most relevant first. */
-export function chooseHeads(method, k, order, randomOrder) {
-  if (method === "all heads") return order;
-  return sequence(method, order, randomOrder).slice(0, k);
+/** The heads that a setting means: `method` is one of the trait `constants`, `ranking` most relevant first. */
+export function chooseHeads(method, k, ranking, randomOrder) {
+  const heads = sequence(method, ranking, randomOrder);
+  return method.order === "all" ? heads : heads.slice(0, k);
 }
 
 /** All heads in the order in which a method takes them. */
-function sequence(method, order, randomOrder) {
-  if (method === "random k") return randomOrder;
-  return method === "bottom k" ? [...order].reverse() : order;
+function sequence({ order }, ranking, randomOrder) {
+  if (order === "random") return randomOrder;
+  return order === "reversed" ? [...ranking].reverse() : ranking;
 }
 
 /**
@@ -346,8 +345,8 @@ export function memberships(masks) {
   return counts;
 }
 
-/** How much of a heat map falls on a mask: its mean there over its mean everywhere; 1 if either is empty. */
-export function attentionShare(heat, mask) {
+/** A heat map's mean on a mask over its mean everywhere, means of at least `floor`; 1 if the mask is empty. */
+export function attentionRatio(heat, mask, floor) {
   let inside = 0;
   let area = 0;
   let total = 0;
@@ -356,7 +355,7 @@ export function attentionShare(heat, mask) {
     inside += mask[i] * heat[i];
     area += mask[i];
   }
-  return area && total ? inside / area / (total / heat.length) : 1;
+  return area ? Math.max(inside / area, floor) / Math.max(total / heat.length, floor) : 1;
 }
 
 /** Indices of numbers, the largest first, of equal ones the lower index first. */

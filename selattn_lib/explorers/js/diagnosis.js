@@ -2,10 +2,12 @@
 
 export function diagnosisView(scene) {
   const { get, nHeads } = scene;
-  const colours = CONCEPT_COLOURS.slice(0, get("n_concepts"));
+  const { shared_colour: sharedColour, concept_colours: conceptColours, methods } = scene.constants;
+  const [topK] = methods;
+  const colours = conceptColours.slice(0, get("n_concepts"));
   const [picture, all, overlapping, lead] = ["picture", "all", "overlap", "lead"].map(panel);
   const sets = colours.map(() => panel("chosen"));
-  const whose = overlapsTable(colours.map(rgbOf), rgbOf(SHARED_COLOUR));
+  const whose = overlapsTable(colours.map(rgbOf), rgbOf(sharedColour));
   const stronger = leadersTable(colours.map(rgbOf));
   const grid = headGrid(get("grid"));
   overlapping.reading.classList.add("selattn-keys");
@@ -16,7 +18,7 @@ export function diagnosisView(scene) {
     const { shown } = scene;
     const choices = colours.map((colour, i) => {
       const concept = scene.concepts[get(`concept_${i}`)];
-      const heads = chooseHeads("top k", get("k"), scene.rankings[concept], scene.randomOrder);
+      const heads = chooseHeads(topK, get("k"), scene.rankings[concept], scene.randomOrder);
       const drawn = scene.drawnHeatOf(i, heads);
       const edge = { path: scene.paintHeat(sets[i], drawn, level, colour), colour };
       sets[i].title.style.borderColor = colour;
@@ -35,7 +37,7 @@ export function diagnosisView(scene) {
   function tell(choices, level) {
     const measured = choices.map(({ heads }, i) => scene.measure(scene.heatOf(i, heads), level));
     choices.forEach(({ concept, heads }, i) =>
-      scene.describe(sets[i], `Top ${heads.length} heads for ${concept}`, measured[i].text),
+      scene.describe(sets[i], titleOf(topK, heads.length, concept), measured[i].text),
     );
     scene.measureAll(all);
     const masks = measured.map(({ mask }) => mask);
@@ -48,7 +50,7 @@ export function diagnosisView(scene) {
   function describeOverlap(choices, masks) {
     const shares = memberships(masks).map((count) => percent(count / masks[0].length));
     const keys = choices.map(({ concept, colour }, i) => [colour, `only ${concept} ${shares[i]}`]);
-    keys.push([SHARED_COLOUR, `${choices.length > 2 ? "several" : "both"} ${shares.at(-1)}`]);
+    keys.push([sharedColour, `${choices.length > 2 ? "several" : "both"} ${shares.at(-1)}`]);
     scene.describe(overlapping, "Where the masks overlap", keys.map(([, text]) => text).join(", "));
     overlapping.reading.replaceChildren(...keys.map(([colour, text]) => key(colour, text)));
   }
@@ -64,7 +66,7 @@ export function diagnosisView(scene) {
     const members = choices.map(({ heads }) => new Set(heads));
     const colourOf = (number) => {
       const inside = choices.filter((_, i) => members[i].has(number));
-      return inside.length > 1 ? SHARED_COLOUR : (inside[0]?.colour ?? null);
+      return inside.length > 1 ? sharedColour : (inside[0]?.colour ?? null);
     };
     const noteOf = (number) => choices.map(({ concept }) => `rank ${ranks[concept][number]} for ${concept}`).join(", ");
     const lit = new Set(choices.flatMap(({ heads }) => heads)).size;

@@ -5,6 +5,7 @@ const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], Arrow
 
 export function headsView(scene, redraw) {
   const { get, nHeads, concepts, rankings } = scene;
+  const { floor } = scene.constants;
   const rows = get("grid");
   const scores = get("scores");
   const nameOf = [];
@@ -30,15 +31,15 @@ export function headsView(scene, redraw) {
       return { of: `most relevant to ${concepts[index]}`, order: rankings[concepts[index]] };
     const regions = [...new Set(get("items").flatMap((item) => item.regions))];
     const region = regions[index - concepts.length];
-    byAttention[region] ??= descending(sharesOf(region));
+    byAttention[region] ??= descending(ratiosOf(region));
     const name = region === "truth" ? "the object" : region;
     return { of: `with most attention on ${name}`, order: byAttention[region] };
   }
 
-  /** (head) how much of each head's own map falls on a region. */
-  function sharesOf(region) {
+  /** (head) how much more of each head's own map falls on a region than elsewhere. */
+  function ratiosOf(region) {
     const truth = scene.shown.truths[scene.shown.regions.indexOf(region)];
-    return Array.from({ length: nHeads }, (_, head) => (truth ? attentionShare(ownHeat(head), truth) : 1));
+    return Array.from({ length: nHeads }, (_, head) => (truth ? attentionRatio(ownHeat(head), truth, floor) : 1));
   }
 
   const ownHeat = (head) => heatmap(scene.shown.heads, [head], scene.height, scene.width);
@@ -171,12 +172,12 @@ export function headsView(scene, redraw) {
   function describeOwn(level) {
     const heat = scene.heatOf("own", [focus]);
     const measured = scene.measure(heat, level);
-    const shares = scene.shown.truths.map((truth, i) => {
+    const ratios = scene.shown.truths.map((truth, i) => {
       const name = scene.shown.regions[i] === "truth" ? "the object" : scene.shown.regions[i];
-      return `${attentionShare(heat, truth).toFixed(2)} × as strong on ${name}`;
+      return `${attentionRatio(heat, truth, floor).toFixed(2)} × as strong on ${name}`;
     });
     const { height, width } = scene.shown.heads[focus];
-    scene.describe(own, nameOf[focus], [`${height} × ${width}`, measured.text, ...shares].join(", "));
+    scene.describe(own, nameOf[focus], [`${height} × ${width}`, measured.text, ...ratios].join(", "));
   }
 
   function showRelevance() {

@@ -1,14 +1,5 @@
 // What the views share: colours, panels, the head grid, the curve, and the item that is shown.
 
-const METHOD_COLOURS = {
-  "top k": "#d55e00",
-  "bottom k": "#0072b2",
-  "random k": "#009e73",
-  "all heads": "#7f7f7f",
-};
-const CONCEPT_COLOURS = ["#d55e00", "#0072b2", "#009e73"]; // Okabe and Ito's, safe for colour-blind readers
-const SHARED_COLOUR = "#cc79a7";
-const OVERLAY_OPACITY = 0.65;
 const DRAWN_PIXELS = 320; // about, of the longer side
 const SVG = "http://www.w3.org/2000/svg";
 const SVG_TAGS = ["svg", "g", "path", "line", "circle", "rect", "text", "title"];
@@ -19,6 +10,9 @@ export function element(tag, attributes = {}, ...children) {
   node.append(...children);
   return node;
 }
+
+/** What a method's k heads are called. */
+const titleOf = ({ title }, k, concept) => title.replace("{k}", k).replace("{concept}", () => concept);
 
 /** Text beside a patch of a colour. */
 function key(colour, text) {
@@ -60,19 +54,21 @@ export class Scene {
   constructor(model) {
     this.model = model;
     this.get = (name) => model.get(name);
+    this.constants = this.get("constants");
     [this.height, this.width] = [this.get("height"), this.get("width")];
     this.rankings = this.get("rankings");
     this.concepts = this.get("concepts");
     this.randomOrder = this.get("random_order");
     this.nHeads = this.randomOrder.length;
     this.palette = Uint8Array.from({ length: 768 }, (_, i) => this.get("palette").getUint8(i));
-    this.table = overlayTable(this.palette, OVERLAY_OPACITY);
+    this.table = overlayTable(this.palette, this.constants.opacity);
     // Numbers come from every pixel; what is drawn of a large picture is every second, third ... one.
     const wanted = DRAWN_PIXELS * Math.min(2, Math.max(1, devicePixelRatio));
     this.step = Math.max(1, Math.round(Math.max(this.width, this.height) / wanted));
     this.rows = Math.ceil(this.height / this.step);
     this.columns = Math.ceil(this.width / this.step);
     this.zoom = Math.max(1, Math.round(wanted / Math.max(this.rows, this.columns)));
+    this.unit = Math.max(this.rows, this.columns) / 256; // of lines
     this.scratch = element("canvas", { width: this.columns, height: this.rows });
     this.layer = this.scratch.getContext("2d", { willReadFrequently: true });
     this.shown = null; // the item, once its picture is decoded
@@ -183,10 +179,10 @@ export class Scene {
   }
 
   stroke(context, { path, colour }) {
-    const unit = Math.max(this.rows, this.columns) / 128;
+    const { outline_widths: [line, below], outline_darkness: darkness } = this.constants;
     context.lineCap = "round";
-    for (const [width, style] of [[2.6, "rgb(0 0 0 / 0.6)"], [1.3, colour]]) {
-      context.lineWidth = width * unit;
+    for (const [width, style] of [[below, `rgb(0 0 0 / ${darkness})`], [line, colour]]) {
+      context.lineWidth = width * this.unit;
       context.strokeStyle = style;
       context.stroke(path);
     }
@@ -203,9 +199,8 @@ export class Scene {
 
   stripes() {
     const [height, width] = [this.rows, this.columns];
-    const unit = Math.max(height, width) / 128;
     const path = new Path2D();
-    const [on, period] = [3 * unit, 5 * unit];
+    const [on, period] = this.constants.dash.map((length) => length * this.unit);
     for (let x = -height; x < width; x += period) {
       path.moveTo(x, 0);
       path.lineTo(x + on, 0);

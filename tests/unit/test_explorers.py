@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,37 +12,44 @@ import torch
 import torch.nn.functional as F
 import xarray as xr
 
-from selattn_lib import explore
-from selattn_lib.evaluation.scores import attention_on, iou, study_iou_curves
-from selattn_lib.explorers.aggregation import METHODS, AggregationExplorer
+from selattn_lib.evaluation.scores import attention_on, attention_ratio, iou, ious
+from selattn_lib.explorers import base
+from selattn_lib.explorers.aggregation import AggregationExplorer
 from selattn_lib.explorers.diagnosis import DiagnosisExplorer
 from selattn_lib.explorers.heads import HeadExplorer
-from selattn_lib.explorers.items import pack_maps, with_pictures
-from selattn_lib.maps.head_maps import heatmap
+from selattn_lib.explorers.items import pack_maps, unpacked
+from selattn_lib.explorers.view import METHODS, ExplorerView, script
+from selattn_lib.maps.head_maps import HeadMaps
+from selattn_lib.maps.head_sets import first_heads
+from selattn_lib.maps.relevance import HeadRelevance
 
 GRIDS = {(16, 12): [0, 1, 5, 6], (8, 6): [2, 3, 8, 9], (4, 3): [4, 7]}
 HEIGHT, WIDTH, N_HEADS = 128, 96, 10
-NAMES = [f"{place}, layer: {layer}, head: {h}" for place, layer in (("down", 0), ("up", 1)) for h in range(5)]
+NAMES = [f"{block}, layer: {layer}, head: {h}" for block, layer in (("down", 0), ("up", 1)) for h in range(5)]
 KS, THRESHOLDS = (1, 2, 5, 10), (0.05, 0.3, 0.4, 0.55, 0.95)
 
 node = pytest.mark.skipif(shutil.which("node") is None, reason="needs node (any version since 18) to run the script")
 
 
 @pytest.fixture(scope="module")
-def maps() -> xr.Dataset:
+def maps() -> HeadMaps:
     """Two images, blobs that move from head to head, at three grids; float16, as studies store maps."""
     rng = np.random.default_rng(3)
-    data, coords = {}, {"word": ["bear", "lake"]}
+    grids = []
     for (height, width), numbers in GRIDS.items():
         y, x = (np.mgrid[:height, :width] + 0.5) / np.array([height, width])[:, None, None]
         shape = (2, 2, len(numbers))
         cy, cx, size = (rng.uniform(low, high, (*shape, 1, 1)) for low, high in ((0.3, 0.7), (0.3, 0.7), (0.1, 0.3)))
         values = 0.03 * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / size**2) + 0.004 * rng.random((*shape, height, width))
-        grid = f"{height}x{width}"
-        dims = ("image", "word", f"head_{grid}", f"y_{grid}", f"x_{grid}")
-        data[f"maps_{grid}"] = (dims, values.astype(np.float16))
-        coords[f"head_{grid}"] = numbers
-    return xr.Dataset(data, coords, attrs={"height": HEIGHT, "width": WIDTH, "model": "none"})
+        grids.append((numbers, values.astype(np.float16)))
+    return HeadMaps.from_grids(grids, ["bear", "lake"], (HEIGHT, WIDTH))
+
+
+def changed(maps: HeadMaps, change: Callable[[np.ndarray], np.ndarray]) -> HeadMaps:
+    """Maps of other values."""
+    dataset = maps.dataset
+    values = {name: (array.dims, change(array.values)) for name, array in dataset.data_vars.items()}
+    return HeadMaps(dataset.assign(values))
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +65,8 @@ def rankings() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def results(maps, truth) -> xr.Dataset:
-    return with_pictures(maps, pictures(), truth=truth)
+def results(maps, truth) -> HeadMaps:
+    return maps.with_pictures(pictures(), truth=truth)
 
 
 @pytest.fixture
@@ -70,7 +78,7 @@ def pictures() -> np.ndarray:
     return np.random.default_rng(5).integers(0, 256, (2, HEIGHT, WIDTH, 3)).astype(np.uint8)
 
 
-def run_in_node(folder: Path, view: explore.ExplorerView, body: str, script: str | None = None) -> dict:
+def run_in_node(folder: Path, view: ExplorerView, body: str, source: str | None = None) -> dict:
     """Run `body`, which fills `result`, beside the script, with the view's traits as `state`."""
     state = {name: view.get_state()[name] for name in view.trait_names(sync=True) if not name.startswith("_")}
     state = {name: value for name, value in state.items() if name not in ("layout", "tabbable", "tooltip", "comm")}
@@ -79,7 +87,7 @@ def run_in_node(folder: Path, view: explore.ExplorerView, body: str, script: str
             (folder / name).write_bytes(value)
             state[name] = None
     (folder / "state.json").write_text(json.dumps(state))
-    (folder / "explorer.mjs").write_text(script or explore.script())
+    (folder / "explorer.mjs").write_text(source or script())
     (folder / "run.mjs").write_text(
         """
 import fs from "fs";
@@ -107,30 +115,29 @@ SETTINGS = """
 const [ks, thresholds] = SETTINGS;
 for (const image of [0, 1]) {
   const heads = load(image);
-  for (const method of core.METHODS) {
+  for (const method of state.constants.methods) {
     for (const k of ks) {
       const chosen = core.chooseHeads(method, k, state.rankings.Animals, state.random_order);
       const heat = core.heatmap(heads, chosen, height, width);
       const ious = thresholds.map((level) => core.iou(core.threshold(heat, level), truthOf(image)));
-      result[[image, method, k]] = { chosen, heat: Array.from(heat), ious };
+      result[[image, method.name, k]] = { chosen, heat: Array.from(heat), ious };
     }
   }
 }
 """.replace("SETTINGS", json.dumps([KS, THRESHOLDS]))
 
 
-def reference_heat(maps: xr.Dataset, image: int, chosen: list[int]) -> np.ndarray:
+def reference_heat(maps: HeadMaps, image: int, chosen: list[int]) -> np.ndarray:
     """Equation 4 word by word: each head upsampled by itself."""
     total = torch.zeros(HEIGHT, WIDTH)
-    for (height, width), numbers in GRIDS.items():
-        for slot, number in enumerate(numbers):
+    for numbers, grid in maps.native(image):
+        for number, values in zip(numbers, grid, strict=True):
             if number in chosen:
-                values = torch.from_numpy(maps[f"maps_{height}x{width}"].values[image, 0, slot]).float()
                 total += F.interpolate(values[None, None], (HEIGHT, WIDTH), mode="bicubic", align_corners=False)[0, 0]
     return ((total - total.min()) / (total.max() - total.min())).numpy()
 
 
-def compare(result: dict, maps: xr.Dataset, truth: np.ndarray, order: np.ndarray, random: np.ndarray) -> None:
+def compare(result: dict, maps: HeadMaps, truth: np.ndarray, order: np.ndarray, random: np.ndarray) -> None:
     """Equal heads, heat maps equal up to float32 rounding, and IoUs equal but for pixels that lie on the threshold."""
     for image in (0, 1):
         for method in METHODS:
@@ -161,9 +168,9 @@ def test_the_browser_computes_equation_4_and_5(tmp_path, explorer, maps, truth, 
     "change", [("const A = -0.75", "const A = -0.5"), ("((i * step + 0.5) * from)", "((i * step + 0.4) * from)")]
 )
 def test_another_kernel_would_be_noticed(tmp_path, explorer, maps, truth, rankings, change):
-    script = explore.script()
-    assert script.count(change[0]) == 1
-    result = run_in_node(tmp_path, explorer.view, SETTINGS, script.replace(*change))
+    source = script()
+    assert source.count(change[0]) == 1
+    result = run_in_node(tmp_path, explorer.view, SETTINGS, source.replace(*change))
     with pytest.raises(AssertionError):
         compare(result, maps, truth, rankings["Animals"], np.array(explorer.view.random_order))
 
@@ -171,8 +178,8 @@ def test_another_kernel_would_be_noticed(tmp_path, explorer, maps, truth, rankin
 @node
 def test_full_precision_maps_lose_what_float16_loses(tmp_path, maps, truth, rankings):
     """Fresh from a capture, maps are float32: each value is off by 2**-11 of itself, bicubic weights reach 1.6."""
-    fresh = maps.astype(np.float32) * np.float32(1.0007)
-    explorer = AggregationExplorer(with_pictures(fresh, pictures(), truth=truth), rankings, k=3)
+    fresh = changed(maps, lambda values: values.astype(np.float32) * np.float32(1.0007))
+    explorer = AggregationExplorer(fresh.with_pictures(pictures(), truth=truth), rankings, k=3)
     result = run_in_node(tmp_path, explorer.view, SETTINGS)
     for k in KS:
         heat = reference_heat(fresh, 0, rankings["Animals"][:k].tolist())
@@ -185,14 +192,12 @@ def test_full_precision_maps_lose_what_float16_loses(tmp_path, maps, truth, rank
 @node
 def test_half_precision_maps_are_exact(tmp_path, maps, truth, rankings):
     """What a study has stored reaches the browser bit for bit, however small."""
-    stored = maps.copy(deep=True)
-    stored["maps_16x12"][:] = stored["maps_16x12"] * np.float16(0.001)  # subnormal
-    explorer = AggregationExplorer(with_pictures(stored, pictures(), truth=truth), rankings, k=3)
+    stored = changed(maps, lambda values: values * np.float16(0.001 if values.shape[-1] == 12 else 1))  # subnormal
+    explorer = AggregationExplorer(stored.with_pictures(pictures(), truth=truth), rankings, k=3)
     result = run_in_node(tmp_path, explorer.view, "result.heads = load(1).map((head) => Array.from(head.values));")
-    for (height, width), numbers in GRIDS.items():
-        for slot, number in enumerate(numbers):
-            values = stored[f"maps_{height}x{width}"].values[1, 0, slot]
-            assert result["heads"][number] == values.ravel().astype(float).tolist()
+    for numbers, grid in stored.native(1):
+        for number, values in zip(numbers, grid, strict=True):
+            assert result["heads"][number] == values.flatten().tolist()
 
 
 @node
@@ -206,9 +211,9 @@ result.curve = Array.from(step.value);
 """
     curve = np.reshape(run_in_node(tmp_path, explorer.view, body)["curve"], (N_HEADS, 91))
     thresholds = [(5 + i) / 100 for i in range(91)]
-    masks = xr.DataArray(truth, dims=("image", "y", "x"))
-    expected = study_iou_curves(maps.assign(truth=masks), rankings["Plants"], thresholds)
-    np.testing.assert_allclose(curve, expected.values[1], atol=1e-3)
+    every_k = first_heads(rankings["Plants"], range(1, N_HEADS + 1))
+    expected = ious(maps.with_pictures(pictures(), truth=truth).select(image=[1]), every_k, thresholds)
+    np.testing.assert_allclose(curve, expected.values[0], atol=1e-3)
 
 
 @node
@@ -266,38 +271,45 @@ result.heats = [[...core.sampled(full, height, width, 2)], [...drawn]];
 
 
 @node
-def test_the_share_of_attention_on_a_mask(tmp_path, explorer, results):
+def test_the_ratio_of_attention_on_a_mask(tmp_path, explorer, results):
     """The browser, the explorer's own ranking, and the library's `attention_on`."""
     body = """
-result.shares = load(1).map((_, head) => core.attentionShare(core.heatmap(load(1), [head], height, width), truthOf(1)));
-result.order = core.descending(result.shares);
-result.none = core.attentionShare([0.5, 1], [0, 0]);
+const { floor } = state.constants;
+const own = load(1).map((_, head) => core.heatmap(load(1), [head], height, width));
+result.ratios = own.map((heat) => core.attentionRatio(heat, truthOf(1), floor));
+result.order = core.descending(result.ratios);
+result.special = CASES.map(([heat, mask]) => core.attentionRatio(heat, mask, floor));
 """
-    found = run_in_node(tmp_path, explorer.view, body)
-    one = results.isel(image=[1])
-    expected = attention_on(one, {str(h): [h] for h in range(N_HEADS)}, {"": one["truth"].values})
-    np.testing.assert_allclose(found["shares"], expected[:, 0, 0], rtol=1e-5)
-    assert found["none"] == 1
+    cases = [([0.5, 1], [0, 0]), ([0, 0], [1, 0]), ([0, 1], [1, 0]), ([1e-7, 1e-8], [1, 0]), ([1e-7, 1], [1, 0])]
+    found = run_in_node(tmp_path, explorer.view, body.replace("CASES", json.dumps(cases)))
+    one = results.select(image=[1])
+    expected = attention_on(one, {str(h): [h] for h in range(N_HEADS)}, {"": one.truths["truth"].values})
+    np.testing.assert_allclose(found["ratios"], expected[:, 0, 0], rtol=1e-5)
+    special = [attention_ratio(np.array([heat]), np.array([mask], bool)) for heat, mask in cases]
+    np.testing.assert_allclose(found["special"], special, rtol=1e-6)
+    assert special[:2] == [1, 1]
     picker = HeadExplorer(results, {"Animals": np.arange(N_HEADS)}, heads=NAMES, k=3)
     picker.image, picker.ranking = 1, "attention on truth"
     assert picker.order.tolist() == found["order"]
 
 
 def test_packing_keeps_the_promised_precision(maps):
-    maps = maps.astype(np.float64) * 1.0007
-    every = [maps.isel(image=[i], word=[1]) for i in (0, 1)]
+    maps = changed(maps, lambda values: values.astype(np.float32) * np.float32(1.0007))
+    every = [maps.select(image=[i], word=[1]) for i in (0, 1)]
     packed, grids, shifts = pack_maps(every)
     assert [grid["heads"] for grid in grids] == list(GRIDS.values())
     values = np.frombuffer(packed, "<f2").reshape(2, -1).astype(float) / np.exp2(shifts)[:, None]
-    flat = np.concatenate([maps[name].values[:, 1].reshape(2, -1) for name in maps.data_vars], axis=1)
+    flat = [np.concatenate([grid.flatten() for _, grid in maps.native(i, 1)]) for i in (0, 1)]
     np.testing.assert_allclose(values, flat, rtol=2**-11)
-    for one, again in zip(every, explore.unpacked(packed, grids, shifts), strict=True):
-        for name in maps.data_vars:
-            np.testing.assert_allclose(again[name], one[name], rtol=2**-11)
+    for one, again in zip(every, unpacked(packed, grids, shifts, maps.size), strict=True):
+        assert again.size == maps.size
+        for (numbers, grid), (numbers_again, grid_again) in zip(one.native(), again.native(), strict=True):
+            assert numbers.tolist() == numbers_again.tolist()
+            np.testing.assert_allclose(grid_again, grid, rtol=2**-11)
 
 
 def test_packing_of_a_map_without_any_attention(maps):
-    _, _, shifts = pack_maps([maps * 0])
+    _, _, shifts = pack_maps([changed(maps, np.zeros_like)])
     assert shifts == [0]
 
 
@@ -308,7 +320,7 @@ def test_a_live_kernel_can_read_and_set(explorer, maps, truth, rankings):
     assert (view.k, view.threshold, view.image, view.word, view.concept_0, view.method) == (4, 0.5, 1, 1, 2, 1)
     expected = rankings["Plants"][-4:]
     assert sorted(explorer.heads.tolist()) == sorted(expected.tolist())
-    heat = heatmap(maps, expected, image=1, word="lake")
+    heat = maps.heatmap("lake", expected, image=1)
     np.testing.assert_allclose(explorer.heat, heat, atol=1e-6)
     assert explorer.iou == iou(heat.values > 0.5, truth[1])
     assert explorer.mask.dims == ("y", "x")
@@ -327,7 +339,7 @@ def test_heads_can_be_picked_in_a_live_kernel(results, maps, rankings):
     assert explorer.heads.tolist() == rankings["Plants"][:4].tolist()
     explorer.heads = [7, 2, 2]
     assert explorer.heads.tolist() == [2, 7] == explorer.view.picked == explorer.selection["heads"]
-    np.testing.assert_array_equal(explorer.heat, heatmap(maps, [2, 7]))
+    np.testing.assert_array_equal(explorer.heat, maps.heatmap("bear", [2, 7]))
     explorer.heads = []
     assert not explorer.mask.any()
     explorer.k = 5  # a ranking's setting undoes what was picked by hand
@@ -337,50 +349,50 @@ def test_heads_can_be_picked_in_a_live_kernel(results, maps, rankings):
 
 
 def test_diagnosis_in_a_live_kernel(maps, truth, rankings):
-    results = with_pictures(maps, pictures(), truth_animal=truth, truth_device=~truth)
+    results = maps.with_pictures(pictures(), truth_animal=truth, truth_device=~truth)
     meanings = {"bear": ["Plants", "Animals"], "lake": ["Animals", "Electronics"]}
     explorer = DiagnosisExplorer(results, rankings, heads=NAMES, concepts=meanings, k=4)
     assert explorer.concepts == ["Plants", "Animals"] and explorer.view.meanings == [[2, 0], [0, 1]]
     explorer.word = "lake"
     assert set(explorer.mask) == {"Plants", "Animals"}
-    np.testing.assert_array_equal(explorer.heat["Plants"], heatmap(maps, rankings["Plants"][:4], word="lake"))
+    np.testing.assert_array_equal(explorer.heat["Plants"], maps.heatmap("lake", rankings["Plants"][:4]))
     assert explorer.static_html().data.count("IoU with device") == 6  # three maps, each with its alternative text
 
 
 def test_other_pictures_with_the_same_heads(explorer, results, maps):
     explorer.image, explorer.word = 1, "lake"
-    explorer.show(results.isel(image=[1], word=[0]))
+    explorer.show(results.select(image=[1], word=[0]))
     assert (explorer.word, explorer.image, explorer.view.words, len(explorer.view.items)) == ("bear", 0, ["bear"], 1)
-    np.testing.assert_array_equal(explorer.heat, heatmap(maps, explorer.heads, image=1))
+    np.testing.assert_array_equal(explorer.heat, maps.heatmap("bear", explorer.heads, image=1))
     with pytest.raises(ValueError, match="6 heads; this explorer is for 10"):
-        explorer.show(with_pictures(first_heads(maps), pictures()))
+        explorer.show(fewer_heads(maps).with_pictures(pictures()))
 
 
-def first_heads(maps: xr.Dataset) -> xr.Dataset:
-    own = {(16, 12): [0, 1, 5], (8, 6): [2, 3], (4, 3): [4]}
-    chosen = {f"head_{h}x{w}": range(len(numbers)) for (h, w), numbers in own.items()}
-    return maps.isel(chosen)
+def fewer_heads(maps: HeadMaps) -> HeadMaps:
+    """The first 6 of the 10 heads."""
+    return maps.select(head_16x12=range(3), head_8x6=range(2), head_4x3=range(1))
 
 
 def test_words_and_seeds_of_a_study_become_menus(maps, truth, rankings):
-    study = with_pictures(maps.isel(word=[0]), pictures(), truth=truth).assign_coords(
-        word=["subject"], subject=("image", ["cat", "bear"]), seed=("image", [3, 3])
-    )
+    one_word = maps.select(word=[0]).with_pictures(pictures(), truth=truth).dataset
+    coords = {"word": ["subject"], "subject": ("image", ["cat", "bear"]), "seed": ("image", [3, 3])}
+    study = HeadMaps(one_word.assign_coords(coords))
     explorer = AggregationExplorer(study, rankings, k=2)
     assert (explorer.view.words, explorer.view.labels) == (["cat", "bear"], ["seed 3"])
     explorer.word = "bear"
-    np.testing.assert_array_equal(explorer.heat, heatmap(maps, explorer.heads, image=1))
-    two = AggregationExplorer([study, study.isel(image=[0]).assign_coords(subject=("image", ["dog"]))], rankings, k=2)
+    np.testing.assert_array_equal(explorer.heat, maps.heatmap("bear", explorer.heads, image=1))
+    dog = HeadMaps(study.select(image=[0]).dataset.assign_coords(subject=("image", ["dog"])))
+    two = AggregationExplorer([study, dog], rankings, k=2)
     assert two.view.words == ["cat", "bear", "dog"] and len(two.view.pictures) == 2
-    with pytest.raises(ValueError, match="equally many pictures of each word"):
-        AggregationExplorer([study, study.isel(image=[0])], rankings, k=2)
+    with pytest.raises(ValueError, match="pictures of each word.*expected equally many"):
+        AggregationExplorer([study, study.select(image=[0])], rankings, k=2)
 
 
 def test_the_text_form_is_the_same_in_every_run(explorer):
     assert repr(explorer) == "AggregationExplorer: 4 maps, 10 heads, 3 concepts"
 
 
-def test_stills_hold_pictures_and_numbers(explorer, capsys):
+def test_static_pages_hold_pictures_and_numbers(explorer, capsys):
     page = explorer.static_html().data
     assert page.count("data:image/webp") == 3
     assert f"{explorer.iou:.3f}" in page
@@ -389,20 +401,15 @@ def test_stills_hold_pictures_and_numbers(explorer, capsys):
 
 def test_what_is_shown_is_the_widget_and_a_still_for_pages_without_scripts(explorer, monkeypatch):
     shown = []
-    monkeypatch.setattr(explore, "display", lambda what, **options: shown.append(what))
+    monkeypatch.setattr(base, "display", lambda what, **options: shown.append(what))
     explorer._ipython_display_()
     assert "application/vnd.jupyter.widget-view+json" in shown[0]
     assert shown[1].data == f"<noscript>{explorer.static_html().data}</noscript>"
 
 
 def test_relevance_objects_give_rankings_scores_and_names(results):
-    class Relevance:
-        scores = xr.DataArray(np.ones((1, N_HEADS)), dims=("concept", "head"), coords={"concept": ["A"], "head": NAMES})
-
-        def ranking(self, concept: str) -> np.ndarray:
-            return np.arange(N_HEADS)
-
-    explorer = AggregationExplorer(results, Relevance(), k=2)
+    scores = xr.DataArray(np.ones((1, N_HEADS)), dims=("concept", "head"), coords={"concept": ["A"], "head": NAMES})
+    explorer = AggregationExplorer(results, HeadRelevance(scores), k=2)
     assert explorer.rankings["A"].tolist() == list(range(N_HEADS))
     assert explorer.view.scores == {"A": [1.0] * N_HEADS}
     assert [row["label"] for row in explorer.view.grid] == ["down 0", "up 1"]
@@ -415,7 +422,7 @@ def test_heads_without_names_stand_by_resolution(results, rankings):
 
 
 def test_without_truth_there_is_no_iou(maps, rankings):
-    explorer = AggregationExplorer(with_pictures(maps, pictures()), rankings, k=2)
+    explorer = AggregationExplorer(maps.with_pictures(pictures()), rankings, k=2)
     assert explorer.iou is None
     assert explorer.view.items[0]["regions"] == []
 
@@ -435,34 +442,32 @@ def test_without_truth_there_is_no_iou(maps, rankings):
 )
 def test_bad_arguments(results, rankings, change, message):
     with pytest.raises(ValueError, match=message):
-        AggregationExplorer(**{"results": results, "rankings": rankings, "k": 3, **change})
+        AggregationExplorer(**{"maps": results, "rankings": rankings, "k": 3, **change})
 
 
 def test_masks_named_as_words_belong_to_these_alone(maps, truth, rankings):
-    results = with_pictures(maps, pictures(), truth_bear=truth)
+    results = maps.with_pictures(pictures(), truth_bear=truth)
     explorer = AggregationExplorer(results, rankings, k=2)
     assert [item["regions"] for item in explorer.view.items] == [["truth"], ["truth"], [], []]
 
 
 def test_bad_results(maps, truth, rankings):
-    with pytest.raises(ValueError, match="no pictures image_rgb"):
+    with pytest.raises(ValueError, match="no pictures"):
         AggregationExplorer(maps, rankings)
-    with pytest.raises(ValueError, match="image_rgb has dtype uint8 and shape"):
-        AggregationExplorer(with_pictures(maps, np.zeros((2, 4, 4, 3), np.uint8)), rankings)
-    with pytest.raises(ValueError, match="mask 'truth' has shape"):
-        small = with_pictures(maps, pictures()).assign(truth=(("image", "y2", "x2"), truth[:, :4, :4]))
-        AggregationExplorer(small, rankings)
+    with pytest.raises(ValueError, match="pictures are uint8 of shape"):
+        AggregationExplorer(maps.with_pictures(np.zeros((2, 4, 4, 3), np.uint8)), rankings)
+    with pytest.raises(ValueError, match="true masks have shapes {'truth'"):
+        small = maps.with_pictures(pictures()).dataset.assign(truth=(("image", "y2", "x2"), truth[:, :4, :4]))
+        AggregationExplorer(HeadMaps(small), rankings)
 
 
 def test_bad_maps(maps):
-    with pytest.raises(ValueError, match="no maps_HxW"):
-        pack_maps([xr.Dataset()])
     with pytest.raises(ValueError, match="negative or non-finite"):
-        pack_maps([-maps])
-    with pytest.raises(ValueError, match="Each head number"):
-        pack_maps([maps.drop_vars("maps_8x6")])
+        pack_maps([changed(maps, np.negative)])
+    with pytest.raises(ValueError, match="expected each from 0 to 5"):
+        pack_maps([maps.select(head_8x6=[])])
     with pytest.raises(ValueError, match="different heads"):
-        pack_maps([maps, first_heads(maps)])
+        pack_maps([maps, fewer_heads(maps)])
 
 
 def test_bad_settings(explorer):
