@@ -94,7 +94,7 @@ def paired_difference(
     """Mean of a - b over the same images, with a 95 % bootstrap interval and a two-sided p.
 
     The test turns the sign of all differences of a group together: p is the share of the sign patterns whose mean is
-    at least as far from 0 as the observed one,
+    at least as far from 0 as the observed one::
 
         p = #{s in {-1, 1}^G : |sum_g s_g D_g| >= |sum_g D_g|} / 2^G,  D_g the sum of the differences of group g,
 
