@@ -32,4 +32,4 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of notebooks first, then those of the book, then the rest."""
-    items.sort(key=lambda item: ("notebooks" not in item.nodeid, "tests/book" not in item.nodeid))
+    items.sort(key=lambda item: ("notebooks" not in item.path.parts, "book" not in item.path.parts))

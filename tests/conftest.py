@@ -49,3 +49,12 @@ def tiny_pipe(shared_pipe: StableDiffusionPipeline) -> Iterator[StableDiffusionP
 
     yield shared_pipe
     assert count_hooks(shared_pipe) == 0
+
+
+@pytest.fixture(scope="session")
+def one_kernel() -> Iterator[None]:
+    """Notebooks are run in one kernel: see `one_kernel.py`."""
+    from one_kernel import one_kernel
+
+    with one_kernel():
+        yield

@@ -1,15 +1,18 @@
-"""The committed notebooks, and papermill on them.
+"""The committed notebooks, and papermill on them, with small parameters and one store of studies for all.
 
-That the chapters of the paper give the same outputs again is nbval's part; `make replay` has it look at all of them.
+That they print again what they printed is nbval's part: of the quick tour in `make test`, of all in `make replay`.
 """
 
-import json
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import nbformat
+import papermill
 import pytest
 
 from selattn_lib.publishing.notebooks import fingerprint, is_current
@@ -17,20 +20,40 @@ from selattn_lib.publishing.notebooks import fingerprint, is_current
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SEGMENTATION = ROOT / "notebooks" / "02_segmentation.ipynb"
-QUICK = {"steps": 5, "hrv_images": 4}
+RELEVANCE = {"hrv_images": 4, "hrv_steps": 5}
+QUICK = {"steps": 5, "hrv_images": 4, "seeds": 1}
 SMALL = {  # parameters, and what the chapter then prints
-    "06_emoji_sd": ({"seeds": 1, "word_step": 20, "fast_seeds": 1, "diagnosis_seeds": 2, "steps": 5}, "of 10 pictures"),
-    "07_controls": ({**QUICK, "seeds": 1, "draws": 5}, "generated: 10 images"),
-    "08_surface": ({**QUICK, "seeds": 1, "windows": 2}, "generated: 10 images"),
+    "00_quick_tour": ({"steps": 5, "heads": 20}, "20 of 128 heads for Animals"),
+    "01_head_relevance": (RELEVANCE, "concepts x 128 heads"),
+    "02_segmentation": (QUICK, "10 words x 1 seeds = 10 images"),
+    "03_most_vs_least": (QUICK, "10 images"),
+    "04_mouse_diagnosis": (QUICK, "1 images"),
+    "05_ablation": (QUICK, "10 images"),
+    "06_emoji_sd": (
+        {**QUICK, "word_seeds": 1, "word_step": 20, "fast_seeds": 1, "diagnosis_seeds": 2},
+        "of 10 pictures",
+    ),
+    "07_controls": ({**QUICK, "draws": 5}, "generated: 10 images"),
+    "08_surface": ({**QUICK, "windows": 2}, "generated: 10 images"),
     "09_beyond_animals": ({**QUICK, "concepts": ["Animals", "Plants"], "scenes": 6, "hrv_steps": 5}, "Plants"),
     "10_diagnosis_measured": ({**QUICK, "seeds": 2}, "4 words x 2 seeds = 8 images"),
     "11_weakening": ({**QUICK, "heads": [10], "hrv_steps": 5}, "60 images, 6 conditions"),
+    "12_ceiling": ({**QUICK, "draws": 5}, "generated: 10 images"),
+    "13_generations": (QUICK, "generated: 10 images"),
 }
 
 
-def papermill(notebook: Path, out: Path, *parameters: str) -> subprocess.CompletedProcess[str]:
-    command = [Path(sys.executable).with_name("papermill"), notebook, out, "--cwd", ROOT / "notebooks"]
-    return subprocess.run([*command, *parameters], cwd=ROOT, capture_output=True, text=True)
+@pytest.fixture(scope="module", autouse=True)
+def studies(tmp_path_factory: pytest.TempPathFactory, one_kernel: None) -> Iterator[Path]:
+    """The folder of the studies, which chapters share where their parameters are the same; at first it is empty."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT / "notebooks")
+        patch.setenv("SELATTN_RUNS", str(tmp_path_factory.mktemp("studies")))
+        yield Path(os.environ["SELATTN_RUNS"])
+
+
+def execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> None:
+    papermill.execute_notebook(notebook, out, parameters, kernel_name="python3", progress_bar=False)
 
 
 def printed(notebook: Path) -> str:
@@ -39,8 +62,8 @@ def printed(notebook: Path) -> str:
     return "\n".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs)
 
 
-def test_the_five_chapters_are_there() -> None:
-    assert [path.name[:2] for path in NOTEBOOKS][:5] == ["01", "02", "03", "04", "05"]
+def test_the_quick_tour_and_the_papers_chapters_are_there() -> None:
+    assert [path.name[:2] for path in NOTEBOOKS][:6] == ["00", "01", "02", "03", "04", "05"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -53,7 +76,7 @@ def test_a_committed_notebook_is_executed_without_error_and_stable(path: Path) -
     assert not [output for output in outputs if output.get("name") == "stderr"]
     assert "papermill" not in nb.metadata
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
-    assert is_current(path, fingerprint(path, {})), "cells or library have changed: run `make notebooks`"
+    assert is_current(path, fingerprint(path, {})), "stale: run `make notebooks`"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -68,30 +91,37 @@ def test_every_figure_has_a_caption(path: Path) -> None:
     assert numbers == [f"{int(path.stem[:2])}.{i + 1}" for i in range(len(numbers))]
 
 
-def test_other_parameters_give_other_numbers(tmp_path: Path) -> None:
-    out = tmp_path / "out.ipynb"
-    done = papermill(SEGMENTATION, out, "-p", "model", "emoji-sd", "-p", "heads", "20", "-p", "seeds", "2")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "20 images" in printed(out) and "20 images" not in printed(SEGMENTATION)
+def test_every_chapter_is_run_here() -> None:
+    assert [path.stem for path in NOTEBOOKS] == list(SMALL)
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_the_chapters_beyond_the_papers_run_with_small_parameters(tmp_path: Path, name: str) -> None:
+def test_a_chapter_runs_with_small_parameters(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
     parameters, expected = SMALL[name]
     out, notebook = tmp_path / "out.ipynb", ROOT / "notebooks" / f"{name}.ipynb"
-    done = papermill(notebook, out, "-y", json.dumps(parameters))
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "unknown parameter" not in done.stderr
+    execute(notebook, out, parameters)
+    assert "unknown parameter" not in caplog.text
     assert expected in printed(out)
+
+
+def test_papermills_command_gives_other_numbers_with_other_parameters(tmp_path: Path) -> None:
+    out = tmp_path / "out.ipynb"
+    command = [Path(sys.executable).with_name("papermill"), SEGMENTATION, out]
+    quick = [text for name, value in QUICK.items() for text in ("-p", name, str(value))]
+    done = subprocess.run([*command, *quick, "-p", "heads", "20"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "10 images" in printed(out) and "10 images" not in printed(SEGMENTATION).replace("100 images", "")
+    assert "top 20" in printed(out) and "top 20" not in printed(SEGMENTATION)
 
 
 @pytest.mark.parametrize(
     "name, value",
-    [("model", "nosuch"), ("heads", "0"), ("heads", "500"), ("concept", "Nosuch"), ("thresholds", "[1.5]")],
+    [("model", "nosuch"), ("heads", 0), ("heads", 500), ("concept", "Nosuch"), ("thresholds", [1.5])],
 )
-def test_a_bad_parameter_stops_the_first_cells_with_one_sentence(tmp_path: Path, name: str, value: str) -> None:
+def test_a_bad_parameter_stops_the_first_cells_with_one_sentence(tmp_path: Path, name: str, value: Any) -> None:
     out = tmp_path / "out.ipynb"
-    assert papermill(SEGMENTATION, out, "-p", name, value).returncode != 0
+    with pytest.raises(papermill.PapermillExecutionError):
+        execute(SEGMENTATION, out, {name: value})
     nb = nbformat.read(out, as_version=4)
     code = [cell for cell in nb.cells if cell.cell_type == "code"]
     errors = [
@@ -99,6 +129,6 @@ def test_a_bad_parameter_stops_the_first_cells_with_one_sentence(tmp_path: Path,
     ]
     [(index, error)] = errors
     assert index <= 5  # parameters, injected parameters, imports, validation
-    assert value.strip("[]") in error.evalue
+    assert str(value).strip("[]") in error.evalue
     assert "\n" not in error.evalue.strip()
     assert 20 < len(error.evalue) < 400

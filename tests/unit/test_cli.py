@@ -14,6 +14,7 @@ from selattn_lib import cli
 from selattn_lib.publishing import notebooks
 from selattn_lib.publishing.options import ReproduceOptions
 
+pytestmark = pytest.mark.usefixtures("one_kernel")
 WIDGETS = """
 import ipywidgets as widgets
 slider, box = widgets.IntSlider(30, 1, 128), widgets.IntText()
