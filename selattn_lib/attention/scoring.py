@@ -42,7 +42,7 @@ class RelevanceCounter(Trace):
         self._seed, self._start_token = seed, start_token
         self._units = None if units is None else list(units)
         every_word = [word for words in concepts.values() for word in words]
-        self._tokens, first, length = _encode_words(pipe, every_word)
+        self.tokens, first, length = _encode_words(pipe, every_word)
         self._n_words = np.array([len(words) for words in concepts.values()])
         offsets = np.cumsum(self._n_words) - self._n_words
         # One column for each concept and sub-token, as many as the concept's longest word has.
@@ -91,7 +91,7 @@ class RelevanceCounter(Trace):
     def attend(self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor) -> None:
         assert self._attended is not None
         if number not in self._keys:
-            tokens = self._tokens.to(query.device, next(attention.to_k.parameters()).dtype)
+            tokens = self.tokens.to(query.device, next(attention.to_k.parameters()).dtype)
             # `forward` rather than a call: hooks of our own, and of others, are for the model's use.
             self._keys[number] = attention.to_k.forward(tokens).float() * attention.scale
         keys = self._keys[number]

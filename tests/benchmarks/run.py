@@ -100,14 +100,14 @@ def plain(pipe: Any) -> Iterator[Callable]:
 @contextmanager
 def capture(pipe: Any) -> Iterator[Callable]:
     with sa.capture(pipe, [WORD]) as maps:
-        yield maps.dataset
+        yield maps.head_maps
 
 
 @contextmanager
 def capture_hrv(pipe: Any) -> Iterator[Callable]:
     concepts = {f"concept {n}": CONCEPT for n in range(34)}
     with sa.capture(pipe, [WORD]) as maps, sa.score_heads(pipe, concepts) as votes:
-        yield lambda: (maps.dataset(), votes.counts())
+        yield lambda: (maps.head_maps(), votes.counts())
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def assert_maps_equal(maps, expected, rows, columns, word=0):
 def test_maps_equal_attention_by_hand_conditional_half_only(tiny_pipe):
     with attention_by_hand(tiny_pipe) as expected, capture(tiny_pipe, ["bear", "a"]) as maps:
         generate(tiny_pipe, steps=3, negative_prompt="a dog")
-    found = maps.dataset()
+    found = maps.head_maps().dataset
     assert_maps_equal(found, expected(), rows=[1], columns=[[4]])  # start, photo, of, a, bear
     assert_maps_equal(found, expected(), rows=[1], columns=[[3]], word=1)
 
@@ -75,7 +75,7 @@ def test_maps_equal_attention_by_hand_conditional_half_only(tiny_pipe):
 def test_dataset_has_the_agreed_form(tiny_pipe):
     with capture(tiny_pipe, ["bear"]) as maps:
         generate(tiny_pipe)
-    found = maps.dataset()
+    found = maps.head_maps().dataset
     assert list(found.data_vars) == ["maps_16x16", "maps_8x8", "maps_4x4", "maps_2x2"]
     assert [found[name].sizes[f"head_{name[5:]}"] for name in found.data_vars] == [40, 40, 40, 8]
     assert found["maps_8x8"].dims == ("image", "word", "head_8x8", "y_8x8", "x_8x8")
@@ -101,7 +101,7 @@ def test_image_is_identical_with_and_without_capture(tiny_pipe, guidance):
 def test_no_guidance(tiny_pipe):
     with attention_by_hand(tiny_pipe) as expected, capture(tiny_pipe, "bear") as maps:
         generate(tiny_pipe, guidance_scale=1.0)
-    assert_maps_equal(maps.dataset(), expected(), rows=[0], columns=[[4]])
+    assert_maps_equal(maps.head_maps().dataset, expected(), rows=[0], columns=[[4]])
 
 
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
@@ -109,12 +109,12 @@ def test_batch_with_several_images_a_prompt_and_a_word_each(tiny_pipe, guidance)
     prompts = ["photo of a bear", "a cat on the desk"]
     with attention_by_hand(tiny_pipe) as expected, capture(tiny_pipe, [["bear"], ["cat"]]) as maps:
         generate(tiny_pipe, prompts, num_images_per_prompt=2, guidance_scale=guidance)
-    found, first = maps.dataset(), 4 if guidance > 1 else 0
+    found, first = maps.head_maps().dataset, 4 if guidance > 1 else 0
     rows = [first, first + 1, first + 2, first + 3]
     assert_maps_equal(found, expected(), rows=rows, columns=[[4], [4], [2], [2]])
     assert found["word"].values.tolist() == ["subject"]
     maps.heatmap("cat", image=2)
-    with pytest.raises(ValueError, match=r"'bear' was not captured in image 3; captured there: \['cat'\]"):
+    with pytest.raises(ValueError, match=r"'bear' is not in these maps: they hold \['cat'\]"):
         maps.heatmap("bear", image=3)
     with pytest.raises(IndexError, match="image 4"):
         maps.heatmap("cat", image=4)
@@ -127,9 +127,9 @@ def test_a_batch_gives_each_image_the_maps_it_has_alone(tiny_pipe):
     with capture(tiny_pipe, ["bear"]) as one_by_one:
         for i, prompt in enumerate(prompts):
             generate(tiny_pipe, prompt, seed=i)
-    for name, values in together.dataset().data_vars.items():
+    for name, values in together.head_maps().dataset.data_vars.items():
         assert values.sizes["image"] == 2
-        np.testing.assert_allclose(values, one_by_one.dataset()[name], atol=1e-5)
+        np.testing.assert_allclose(values, one_by_one.head_maps().dataset[name], atol=1e-5)
 
 
 def test_word_of_several_tokens_and_word_that_occurs_twice(tiny_pipe):
@@ -140,7 +140,7 @@ def test_word_of_several_tokens_and_word_that_occurs_twice(tiny_pipe):
         capture(tiny_pipe, ["lampcat", "oak tree", "a"]) as maps,
     ):
         generate(tiny_pipe, "a lampcat and a oak tree")
-    n, found = len(pieces), maps.dataset()
+    n, found = len(pieces), maps.head_maps().dataset
     assert_maps_equal(found, expected(), rows=[1], columns=[list(range(2, 2 + n))])
     assert_maps_equal(found, expected(), rows=[1], columns=[[4 + n, 5 + n]], word=1)
     assert_maps_equal(found, expected(), rows=[1], columns=[[1, 3 + n]], word=2)
@@ -149,17 +149,17 @@ def test_word_of_several_tokens_and_word_that_occurs_twice(tiny_pipe):
 def test_not_square(tiny_pipe):
     with attention_by_hand(tiny_pipe) as expected, capture(tiny_pipe, ["bear"]) as maps:
         generate(tiny_pipe, height=72, width=136)
-    found = maps.dataset()
+    found = maps.head_maps().dataset
     assert list(found.data_vars) == ["maps_9x17", "maps_5x9", "maps_3x5", "maps_2x3"]
     assert_maps_equal(found, expected(), rows=[1], columns=[[4]])
     assert maps.heatmap("bear").shape == (72, 136)
 
 
 def test_large_layers_are_done_in_parts(tiny_pipe, monkeypatch):
-    monkeypatch.setattr(import_module("selattn_lib.capture"), "MAX_LOGITS", 1)
+    monkeypatch.setattr(import_module("selattn_lib.attention.capture"), "MAX_LOGITS", 1)
     with attention_by_hand(tiny_pipe) as expected, capture(tiny_pipe, ["bear"]) as maps:
         generate(tiny_pipe, ["photo of a bear"] * 3)
-    assert_maps_equal(maps.dataset(), expected(), rows=[3, 4, 5], columns=[[4]] * 3)
+    assert_maps_equal(maps.head_maps().dataset, expected(), rows=[3, 4, 5], columns=[[4]] * 3)
 
 
 def test_half_precision(tiny_pipe):
@@ -173,9 +173,9 @@ def test_half_precision(tiny_pipe):
         tiny_pipe.unet.to(torch.float32)
     with torch.no_grad(), capture(tiny_pipe, ["bear"], prompt=["a bear"] * 2) as exact:
         tiny_pipe.unet(latents.float(), 500, embeddings.float())
-    for name, values in maps.dataset().data_vars.items():
+    for name, values in maps.head_maps().dataset.data_vars.items():
         assert values.dtype == np.float32
-        np.testing.assert_allclose(values, exact.dataset()[name], atol=0.05)
+        np.testing.assert_allclose(values, exact.head_maps().dataset[name], atol=0.05)
 
 
 def test_unet_called_directly(tiny_pipe):
@@ -190,7 +190,7 @@ def test_unet_called_directly(tiny_pipe):
         ):
             for timestep in (200, 600):
                 tiny_pipe.unet(latents, timestep, embeddings)
-    assert_maps_equal(maps.dataset(), expected(), rows=[0, 1, 2], columns=[[2], [5], [2]])
+    assert_maps_equal(maps.head_maps().dataset, expected(), rows=[0, 1, 2], columns=[[2], [5], [2]])
 
 
 def test_identical_latents_for_different_prompts_are_not_guidance(tiny_pipe):
@@ -200,7 +200,7 @@ def test_identical_latents_for_different_prompts_are_not_guidance(tiny_pipe):
         embeddings = tiny_pipe.encode_prompt(prompts, "cpu", 1, False)[0]
         with capture(tiny_pipe, ["a"], prompt=prompts) as maps:
             tiny_pipe.unet(latents, 200, embeddings)
-    assert maps.dataset().sizes["image"] == 2
+    assert maps.head_maps().dataset.sizes["image"] == 2
 
 
 def test_embeddings_made_elsewhere_need_the_prompt(tiny_pipe):
@@ -216,8 +216,8 @@ def test_embeddings_made_elsewhere_need_the_prompt(tiny_pipe):
         tiny_pipe(**embeddings, generator=generator, num_inference_steps=2, height=128, width=128)
     with capture(tiny_pipe, ["bear"]) as usual:
         generate(tiny_pipe)
-    for name, values in maps.dataset().data_vars.items():
-        np.testing.assert_allclose(values, usual.dataset()[name], atol=1e-6)
+    for name, values in maps.head_maps().dataset.data_vars.items():
+        np.testing.assert_allclose(values, usual.head_maps().dataset[name], atol=1e-6)
 
 
 def test_negative_embeddings_alone_are_not_mistaken_for_a_second_image(tiny_pipe):
@@ -226,7 +226,7 @@ def test_negative_embeddings_alone_are_not_mistaken_for_a_second_image(tiny_pipe
         generate(tiny_pipe, "a bear", negative_prompt_embeds=negative)
     with capture(tiny_pipe, ["bear"], prompt="a bear") as maps:
         generate(tiny_pipe, "a bear", negative_prompt_embeds=negative)
-    assert maps.dataset().sizes["image"] == 1
+    assert maps.head_maps().dataset.sizes["image"] == 1
 
 
 def test_nothing_stays_behind(tiny_pipe):
@@ -257,16 +257,16 @@ def test_a_generation_that_was_stopped_does_not_spoil_the_next(tiny_pipe):
         with pytest.raises(KeyboardInterrupt):
             generate(tiny_pipe, callback_on_step_end=stop)
         generate(tiny_pipe)
-    for name, values in maps.dataset().data_vars.items():
+    for name, values in maps.head_maps().dataset.data_vars.items():
         assert values.sizes["image"] == 2
-        assert np.array_equal(values[1], alone.dataset()[name][0])
+        assert np.array_equal(values[1], alone.head_maps().dataset[name][0])
 
 
 def test_nested_captures_agree(tiny_pipe):
     with capture(tiny_pipe, ["bear"]) as outer, capture(tiny_pipe, ["a", "bear"]) as inner:
         generate(tiny_pipe)
-    for name, values in outer.dataset().data_vars.items():
-        np.testing.assert_allclose(values[:, 0], inner.dataset()[name][:, 1], atol=1e-6)
+    for name, values in outer.head_maps().dataset.data_vars.items():
+        np.testing.assert_allclose(values[:, 0], inner.head_maps().dataset[name][:, 1], atol=1e-6)
 
 
 def test_heatmap_of_a_word(tiny_pipe):
@@ -274,7 +274,7 @@ def test_heatmap_of_a_word(tiny_pipe):
         generate(tiny_pipe)
     heat = maps.heatmap("photo", heads=[3, 50, 100])
     assert heat.dims == ("y", "x") and heat.shape == (128, 128)
-    assert heat.equals(heatmap(maps.dataset(), [3, 50, 100], word="photo"))
+    assert heat.equals(heatmap(maps.head_maps(), [3, 50, 100], word="photo"))
     assert not heat.equals(maps.heatmap("bear", heads=[3, 50, 100]))
 
 
@@ -289,7 +289,7 @@ def test_a_prompt_that_was_refused_does_not_spoil_the_next(tiny_pipe):
         with pytest.raises(ValueError, match="'bear' .* is not in the prompt"):
             generate(tiny_pipe, "a cat")
         generate(tiny_pipe, "a bear")
-    assert maps.dataset().sizes["image"] == 1
+    assert maps.head_maps().dataset.sizes["image"] == 1
 
 
 def test_a_word_beyond_what_the_model_reads(tiny_pipe):
@@ -324,7 +324,7 @@ def test_nothing_generated(tiny_pipe):
     with capture(tiny_pipe, ["bear"]) as maps:
         pass
     with pytest.raises(RuntimeError, match="Nothing was generated"):
-        maps.dataset()
+        maps.head_maps()
 
 
 def test_batches_of_two_sizes_need_two_blocks(tiny_pipe):
@@ -344,8 +344,8 @@ def test_a_word_is_found_whole_in_any_case_and_as_its_nth_occurrence(tiny_pipe):
     first, second, *rest = [i for i, token in enumerate(tokens) if token == "cat</w>"]
     assert len(rest) <= 1  # the end of "lampcat", which is no cat
     for word, places in enumerate([[first, second], [first], [second]]):
-        assert_maps_equal(maps.dataset(), expected(), rows=[1], columns=[places], word=word)
-    assert maps.dataset()["word"].values.tolist() == ["Cat", "cat#1", "cat#2"]
+        assert_maps_equal(maps.head_maps().dataset, expected(), rows=[1], columns=[places], word=word)
+    assert maps.head_maps().dataset["word"].values.tolist() == ["Cat", "cat#1", "cat#2"]
     for word in ("cat#3", "cat#0"):
         with pytest.raises(ValueError, match=rf"'{word}' is not in the prompt: 'cat' occurs 2"):
             with capture(tiny_pipe, word):
@@ -356,7 +356,7 @@ def test_only_some_heads_are_kept(tiny_pipe):
     chosen = [127, 3, 50, 51]
     with capture(tiny_pipe, ["bear", "a"]) as every, capture(tiny_pipe, ["bear", "a"], heads=chosen) as some:
         generate(tiny_pipe)
-    found, full = some.dataset(), every.dataset()
+    found, full = some.head_maps().dataset, every.head_maps().dataset
     assert sorted(n for name in found.data_vars for n in found[f"head_{name[5:]}"].values) == sorted(chosen)
     for name, values in found.data_vars.items():
         grid = name[5:]
@@ -367,7 +367,7 @@ def test_only_some_heads_are_kept(tiny_pipe):
     np.testing.assert_allclose(some.heatmap("a", heads=[50]), every.heatmap("a", heads=[50]), atol=1e-5)
     with pytest.raises(ValueError, match=r"heads \[4\] are not in these maps, which hold only \[3, 50, 51, 127\]"):
         some.heatmap("a", heads=[3, 4])
-    with pytest.raises(ValueError, match="'daam' needs all 128 heads of the model; these maps hold 4"):
+    with pytest.raises(ValueError, match="heads='daam' needs all 128 heads of the model: these maps hold 4"):
         some.heatmap("a", heads="daam")
 
 
@@ -375,19 +375,20 @@ def test_only_some_layers_are_listened_to(tiny_pipe):
     with capture(tiny_pipe, ["bear"]) as every, capture(tiny_pipe, ["bear"], layers=[6]) as mid:
         generate(tiny_pipe)
         assert count_hooks(tiny_pipe) == 2 + 16 * 3 + 2 + 3
-    assert list(mid.dataset().data_vars) == ["maps_2x2"]
-    np.testing.assert_allclose(mid.dataset()["maps_2x2"], every.dataset()["maps_2x2"], atol=1e-6)
+    assert list(mid.head_maps().dataset.data_vars) == ["maps_2x2"]
+    np.testing.assert_allclose(mid.head_maps().dataset["maps_2x2"], every.head_maps().dataset["maps_2x2"], atol=1e-6)
 
 
 def test_one_map_for_each_timestep(tiny_pipe):
     with capture(tiny_pipe, ["bear"]) as mean, capture(tiny_pipe, ["bear"], per_timestep=True) as each:
         generate(tiny_pipe, ["photo of a bear"] * 2, steps=3)
-    found = each.dataset()
+    found = each.head_maps().dataset
     assert found["maps_8x8"].dims == ("image", "word", "call", "head_8x8", "y_8x8", "x_8x8")
     assert found["timestep"].values.tolist() == [667, 334, 334, 1]  # PNDM calls twice at its second
     assert each.memory(128, 128, images=2, calls=4) == sum(values.nbytes for values in found.data_vars.values())
-    assert mean.memory(128, 128, images=2) == sum(values.nbytes for values in mean.dataset().data_vars.values())
-    for name, values in mean.dataset().data_vars.items():
+    means = mean.head_maps().dataset
+    assert mean.memory(128, 128, images=2) == sum(values.nbytes for values in means.data_vars.values())
+    for name, values in means.data_vars.items():
         np.testing.assert_allclose(found[name].mean("call"), values, atol=1e-6)
     np.testing.assert_allclose(each.heatmap("bear"), mean.heatmap("bear"), atol=1e-4)
     assert np.abs(found["maps_8x8"].isel(call=0) - found["maps_8x8"].isel(call=3)).max() > 1e-3
@@ -402,11 +403,11 @@ def test_a_window_of_timesteps(tiny_pipe):
         capture(tiny_pipe, ["bear"], timesteps=(2, 300)) as none,
     ):
         generate(tiny_pipe, steps=3)
-    for name, values in each.dataset().data_vars.items():
-        np.testing.assert_allclose(early.dataset()[name], values.isel(call=slice(3)).mean("call"), atol=1e-6)
-    assert early_each.dataset()["timestep"].values.tolist() == [667, 334, 334]
+    for name, values in each.head_maps().dataset.data_vars.items():
+        np.testing.assert_allclose(early.head_maps().dataset[name], values.isel(call=slice(3)).mean("call"), atol=1e-6)
+    assert early_each.head_maps().dataset["timestep"].values.tolist() == [667, 334, 334]
     with pytest.raises(RuntimeError, match="No call of the network was at a timestep from 2 to 300"):
-        none.dataset()
+        none.head_maps().dataset
 
 
 @pytest.mark.parametrize(
@@ -445,8 +446,8 @@ def test_sliced_attention(tiny_pipe):
     finally:
         tiny_pipe.disable_attention_slicing()
     assert np.array_equal(plain, captured)
-    for name, values in usual.dataset().data_vars.items():
-        np.testing.assert_allclose(sliced.dataset()[name], values, atol=1e-5)
+    for name, values in usual.head_maps().dataset.data_vars.items():
+        np.testing.assert_allclose(sliced.head_maps().dataset[name], values, atol=1e-5)
 
 
 def test_models_moved_in_and_out_by_accelerate(tiny_pipe):
@@ -462,7 +463,7 @@ def test_models_moved_in_and_out_by_accelerate(tiny_pipe):
     finally:
         for model in moved:
             accelerate.hooks.remove_hook_from_module(model, recurse=True)
-    assert offloaded.dataset().equals(usual.dataset())
+    assert offloaded.head_maps().dataset.equals(usual.head_maps().dataset)
 
 
 def test_a_network_with_lora_weights(tiny_pipe):
@@ -480,8 +481,8 @@ def test_a_network_with_lora_weights(tiny_pipe):
             generate(tiny_pipe)
     finally:
         tiny_pipe.unload_lora_weights()
-    assert_maps_equal(maps.dataset(), expected(), rows=[1], columns=[[4]])
-    assert np.abs(maps.dataset()["maps_8x8"] - without.dataset()["maps_8x8"]).max() > 1e-3
+    assert_maps_equal(maps.head_maps().dataset, expected(), rows=[1], columns=[[4]])
+    assert np.abs(maps.head_maps().dataset["maps_8x8"] - without.head_maps().dataset["maps_8x8"]).max() > 1e-3
     assert not hasattr(tiny_pipe.unet, "peft_config")
 
 
@@ -496,7 +497,7 @@ def test_image_to_image(tiny_pipe, guidance):
         pipe(generator=torch.Generator().manual_seed(0), **settings)
     with capture(pipe, ["bear"]):
         assert np.array_equal(plain, pipe(generator=torch.Generator().manual_seed(0), **settings).images)
-    assert_maps_equal(maps.dataset(), expected(), rows=[int(guidance > 1)], columns=[[4]])
+    assert_maps_equal(maps.head_maps().dataset, expected(), rows=[int(guidance > 1)], columns=[[4]])
     assert maps.heatmap("bear").shape == (64, 128)
 
 
@@ -517,7 +518,7 @@ def test_inpainting_with_nine_channels(tiny_pipe, guidance):
     with capture(pipe, ["bear"]):
         assert np.array_equal(plain, pipe(generator=torch.Generator().manual_seed(0), **settings).images)
     rows = range(4, 8) if guidance > 1 else range(4)
-    assert_maps_equal(maps.dataset(), expected(), rows=list(rows), columns=[[4], [4], [2], [2]])
+    assert_maps_equal(maps.head_maps().dataset, expected(), rows=list(rows), columns=[[4], [4], [2], [2]])
 
 
 def test_stopped_inside_the_network_nothing_stays_behind(tiny_pipe):
@@ -538,10 +539,10 @@ def test_stopped_inside_the_network_nothing_stays_behind(tiny_pipe):
     assert count_hooks(tiny_pipe) == 0
     assert tiny_pipe.unet.attn_processors == processors
     with pytest.raises(RuntimeError, match="ended in its first call.*up_blocks.1.attentions.0"):
-        maps.dataset()
+        maps.head_maps().dataset
     with capture(tiny_pipe, ["bear"]) as again:
         assert np.array_equal(generate(tiny_pipe), plain)
-    assert again.dataset().equals(alone.dataset())
+    assert again.head_maps().dataset.equals(alone.head_maps().dataset)
 
 
 def test_layers_that_do_not_use_their_projections_are_listed(tiny_pipe):
@@ -559,7 +560,7 @@ def test_layers_that_do_not_use_their_projections_are_listed(tiny_pipe):
             generate(tiny_pipe)
     finally:
         layer.set_processor(before)
-    for read in (maps.dataset, votes.counts):
+    for read in (maps.head_maps, votes.counts):
         with pytest.raises(RuntimeError, match=r"\['mid_block.attentions.0.transformer_blocks.0.attn2'\]"):
             read()
 
@@ -570,7 +571,7 @@ def test_heads_daam_is_the_package_from_its_sums_to_its_picture(tiny_pipe):
         generate(tiny_pipe, steps=3)
     merged = []
     for layer, attention in zip(maps.heads, expected(), strict=True):
-        if layer.place == "mid":
+        if layer.block == "mid":
             continue
         for head in range(layer.n_heads):
             per_token = attention[1, head].T  # the conditional half, (token, pixel)

@@ -82,7 +82,7 @@ def columns(name, probabilities, where):
 
 
 def assert_maps_equal(name, maps, seen, rows, where, word=0):
-    found = maps.dataset()
+    found = maps.head_maps().dataset
     by_head = {}
     for variable in found.data_vars:
         numbers = found[f"head_{variable[5:]}"].values.tolist()
@@ -155,9 +155,9 @@ def count_all_hooks(pipe):
 
 def test_sdxl_has_1300_heads():
     heads = cross_attention_heads(build("sdxl"))
-    by_place = {place: [layer.n_heads for layer in heads if layer.place == place] for place in ("down", "mid", "up")}
+    by_block = {block: [layer.n_heads for layer in heads if layer.block == block] for block in ("down", "mid", "up")}
     assert len(heads) == 1300
-    assert by_place == {"down": [10] * 4 + [20] * 20, "mid": [20] * 10, "up": [20] * 30 + [10] * 6}
+    assert by_block == {"down": [10] * 4 + [20] * 20, "mid": [20] * 10, "up": [20] * 30 + [10] * 6}
     assert heads.names[0] == "down, layer: 0, head: 0" and heads.names[-1] == "up, layer: 35, head: 9"
 
 
@@ -171,7 +171,7 @@ def test_heads_of_transformers():
     assert [layer.name for layer in heads] == [f"transformer_blocks.{i}.attn" for i in range(3)]
     assert heads.names[-1] == "joint, layer: 2, head: 1"
     heads = cross_attention_heads(build("flux").transformer)
-    assert [(layer.place, layer.index) for layer in heads] == [
+    assert [(layer.block, layer.index) for layer in heads] == [
         ("double", 0), ("double", 1), ("single", 0), ("single", 1), ("single", 2)
     ]  # fmt: skip
     assert heads.names[4] == "single, layer: 0, head: 0"
@@ -195,8 +195,8 @@ def test_embeddings_made_elsewhere_with_their_prompt(name):
         pipe(generator=torch.Generator().manual_seed(0), **settings)
     with capture(pipe, ["bear"]) as usual:
         draw(name, PROMPTS[0])
-    for variable, values in maps.dataset().data_vars.items():
-        np.testing.assert_allclose(values, usual.dataset()[variable], atol=1e-5)
+    for variable, values in maps.head_maps().dataset.data_vars.items():
+        np.testing.assert_allclose(values, usual.head_maps().dataset[variable], atol=1e-5)
 
 
 def test_flux_prompts_that_cannot_be_told_from_negative_ones():
@@ -279,14 +279,14 @@ def test_sdxl_scores_heads_by_words_as_its_encoders_read_them():
     with score_heads(pipe, CONCEPTS) as votes, capture(pipe, ["bear"]) as maps:
         captured = draw("sdxl", PROMPTS[0])
     assert np.array_equal(captured, draw("sdxl", PROMPTS[0]))
-    assert maps.dataset().sizes["image"] == 1
+    assert maps.head_maps().dataset.sizes["image"] == 1
     assert votes.counts().shape == (1, 2, 1300) and (votes.counts().sum("concept") == 2).all()
     words = [word for words in CONCEPTS.values() for word in words]
     with torch.no_grad():
         states = pipe.encode_prompt(words, device="cpu", do_classifier_free_guidance=False)[0]
     lengths = [len(pipe.tokenizer(word, add_special_tokens=False).input_ids) for word in words]
     semantic = [state[1 : 1 + n] for state, n in zip(states, lengths, strict=True)]
-    torch.testing.assert_close(votes._tokens, torch.cat([states[0, :1], *semantic]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(votes.tokens, torch.cat([states[0, :1], *semantic]), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["sd35", "flux"])

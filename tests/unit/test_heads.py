@@ -8,7 +8,7 @@ from selattn_lib.models.heads import cross_attention_heads
 def test_sd_v1_has_128_heads_in_the_published_order(tiny_pipe):
     heads = cross_attention_heads(tiny_pipe)
     assert len(heads) == 128
-    assert [(layer.place, layer.index) for layer in heads] == [
+    assert [(layer.block, layer.index) for layer in heads] == [
         *(("down", i) for i in range(6)),
         ("mid", 0),
         *(("up", i) for i in range(9)),
@@ -21,9 +21,9 @@ def test_sd_v1_has_128_heads_in_the_published_order(tiny_pipe):
 
 def test_arrays_agree_with_the_names(tiny_pipe):
     heads = cross_attention_heads(tiny_pipe.unet)
-    made = [f"{p}, layer: {i}, head: {h}" for p, i, h in zip(heads.place, heads.layer, heads.head, strict=True)]
+    made = [f"{p}, layer: {i}, head: {h}" for p, i, h in zip(heads.block, heads.layer, heads.head, strict=True)]
     assert made == heads.names == heads.coords()["head"]
-    assert np.array_equal(heads.coords()["place"][1], heads.place)
+    assert np.array_equal(heads.coords()["block"][1], heads.block)
 
 
 def test_layers_are_those_that_read_the_text(tiny_pipe):
