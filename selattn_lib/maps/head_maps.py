@@ -217,10 +217,11 @@ class HeadMaps:
         if "window" in self.dataset.dims:
             windows = self.dataset.sizes["window"]
             raise ValueError(f"these maps have {windows} windows of timesteps: choose one by maps.select(window=0)")
+        if not -self.n_images <= image < self.n_images:
+            raise IndexError(f"image {image} was asked for, of {self.n_images} in these maps")
         word = self._word_number(image, word)
-        for dim, index in (("image", image), ("word", word)):
-            if not -self.dataset.sizes[dim] <= index < self.dataset.sizes[dim]:
-                raise IndexError(f"{dim} {index} was asked for, of {self.dataset.sizes[dim]} in these maps")
+        if not -len(self.words) <= word < len(self.words):
+            raise IndexError(f"word {word} was asked for, of {len(self.words)} in these maps")
         native = []
         for (height, width), numbers in self.grids.items():
             values = self.dataset[f"maps_{height}x{width}"].isel(image=image, word=word)

@@ -2,7 +2,8 @@
 
 A family says where the layers that attend from image to text are, how queries and keys come out of such a layer,
 which arguments of a call hold what, and where the tokens of the text are. To support another one, write a subclass
-of `Family`, add it to `FAMILIES`, and add a tiny model of it to `tests/support/tiny_families.py`, whose tests it must pass.
+of `Family`, add it to `FAMILIES`, and add a tiny model of it to `tests/support/tiny_families.py`, whose
+tests it must pass.
 """
 
 from collections.abc import Iterator

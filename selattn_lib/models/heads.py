@@ -83,8 +83,8 @@ class Heads:
 def cross_attention_heads(pipe_or_network: Any) -> Heads:
     """List the heads that attend to the text, of a diffusers pipeline or of its UNet or transformer.
 
-    Raises ValueError if the model is of no family in `selattn_lib.models.families`, if it is compiled, if it has no such
-    layer, or if any of those layers computes its attention in a way that capture does not reproduce (all such layers
+    Raises ValueError if the model is of no family in `models.families`, if it is compiled, if it has no such layer,
+    or if any of those layers computes its attention in a way that capture does not reproduce (all such layers
     are listed).
     """
     family, network = find_family(pipe_or_network)
