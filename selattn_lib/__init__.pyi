@@ -16,6 +16,7 @@ from .evaluation.baselines import full_frame as full_frame
 from .evaluation.scores import attention_on as attention_on
 from .evaluation.scores import iou as iou
 from .evaluation.scores import ious as ious
+from .evaluation.scores import log_attention_ratio as log_attention_ratio
 from .evaluation.scores import threshold_free as threshold_free
 from .evaluation.statistics import bootstrap_mean as bootstrap_mean
 from .evaluation.statistics import paired_difference as paired_difference
@@ -32,6 +33,7 @@ from .maps.relevance import load_hrv as load_hrv
 from .models.heads import cross_attention_heads as cross_attention_heads
 from .models.pipelines import load_pipeline as load_pipeline
 from .models.segmenters import load_segmenter as load_segmenter
+from .studies.experiment import experiment as experiment
 from .studies.generated import DiagnosisStudy as DiagnosisStudy
 from .studies.generated import Study as Study
 from .studies.generated import WeakenedStudy as WeakenedStudy

@@ -206,6 +206,12 @@ def percentile(value: float, draws: Any) -> tuple[float, float]:
     return 100 * float((draws < value).mean()), float((1 + (draws >= value).sum()) / (1 + len(draws)))
 
 
+def spread(draws: Any) -> Interval:
+    """The mean of random draws, and what 95 % of them lie in."""
+    draws = np.asarray(draws, dtype=float)
+    return Interval(float(draws.mean()), *np.quantile(draws, [0.025, 0.975]).tolist())
+
+
 def band(curves: xr.DataArray, *, seed: int = 0, draws: int = 1000) -> np.ndarray:
     """(k, 3): mean over images of curves (image, k) with the ends of a 95 % bootstrap interval, by `subject`."""
     groups = curves["subject"].values if "subject" in curves.coords else None

@@ -1,5 +1,8 @@
 """Tables of scores, with the paper's beside them. All cells are text."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -7,7 +10,7 @@ import xarray as xr
 from ..maps.head_maps import HeadMaps
 from .baselines import best_disc, centred_disc, full_frame
 from .scores import iou
-from .statistics import bootstrap_mean, effect_size, paired_difference
+from .statistics import bootstrap_mean, effect_size, paired_difference, percentile, spread
 
 # Mean IoU at thresholds 0.3, 0.4 and 0.5: the paper's Tables 1 to 3, Stable Diffusion v1.4, *Animals*, 100 images.
 PAPER = {
@@ -20,7 +23,7 @@ PAPER = {
 
 
 def benchmark_table(scores: xr.DataArray, maps: HeadMaps, *, paper: bool = True) -> pd.DataFrame:
-    """Mean IoU of sets of heads at each threshold, with two dumb baselines, and the paper's numbers in a column apart.
+    """Mean IoU of sets of heads at each threshold, two baselines that see no picture, and the paper's numbers.
 
     Parameters
     ----------
@@ -93,3 +96,19 @@ def comparison_table(scores: xr.DataArray, *, against: str, score: str = "mean I
         rows.append(row)
     columns = [f"{score} [95 %]", f"less {against} [95 %], p", "d", "prompts ahead"]
     return pd.DataFrame(rows, index=pd.Index(scores["set"].values, name="heads"), columns=columns)
+
+
+def chance_table(
+    scored: Mapping[tuple[Any, ...], Any], drawn: Mapping[tuple[Any, ...], Any], names: Sequence[str], *, score: str
+) -> pd.DataFrame:
+    """Where scores stand among those of random draws, one row a case, whose `names` are those of its key's parts.
+
+    `scored` maps a case to the scores (image) called `score`, `drawn` to mean scores (draw). Cells are text: the mean
+    score, the draws' mean with 95 % of them, the percentile, 50 in the middle, and p, the share of draws that reach it.
+    """
+    rows = []
+    for case, scores in scored.items():
+        place, p = percentile(float(scores.mean()), drawn[case])
+        rows.append([f"{float(scores.mean()):.3f}", str(spread(drawn[case])), f"{place:.0f}", f"{p:.3f}"])
+    index = pd.MultiIndex.from_tuples(list(scored), names=names)
+    return pd.DataFrame(rows, index=index, columns=[score, "random heads (95 % of draws)", "percentile", "p"])

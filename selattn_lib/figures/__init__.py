@@ -1,9 +1,16 @@
 """Plotly figures, and sheets of pictures. They draw what they are given and compute no results."""
 
 from .curves import interval_dots, interval_lines, interval_scatter, score_surface, training_curve
-from .pictures import contact_sheet, overlay_grid
+from .pictures import compare_maps, contact_sheet, overlay_grid
 from .relevance import head_grid, rank_stability, relevance_matrix, similarity_matrix, sortable_relevance, top_heads
 
-__all__ = ["contact_sheet", "head_grid", "interval_dots", "interval_lines", "interval_scatter", "overlay_grid"]
-__all__ += ["rank_stability", "relevance_matrix", "score_surface", "similarity_matrix", "sortable_relevance"]
+__all__ = ["compare_maps", "contact_sheet", "head_grid", "interval_dots", "interval_lines", "interval_scatter"]
+__all__ += [
+    "overlay_grid",
+    "rank_stability",
+    "relevance_matrix",
+    "score_surface",
+    "similarity_matrix",
+    "sortable_relevance",
+]
 __all__ += ["top_heads", "training_curve"]

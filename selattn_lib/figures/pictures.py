@@ -9,6 +9,8 @@ import numpy as np
 import plotly.graph_objects as go
 from IPython.display import HTML
 
+from ..maps.head_maps import HeadMaps
+from ..maps.head_sets import HeadSelection
 from ..maps.overlay import data_uri, overlay
 from .theme import finish
 
@@ -100,6 +102,35 @@ def overlay_grid(
     lines = max(len(wrap(name, 10)) for name in columns)
     margin = {"l": 2, "r": 2, "t": 10 + 16 * lines + (30 if title else 0), "b": 4}
     return finish(figure, title, width=width + 4, height=height + margin["t"] + 4, margin=margin)
+
+
+def compare_maps(
+    maps: HeadMaps,
+    heads: Mapping[str, HeadSelection],
+    images: Sequence[int],
+    *,
+    threshold: float = 0.4,
+    labels: Sequence[str] | None = None,
+    title: str = "",
+) -> go.Figure:
+    """`overlay_grid` of some images, with a column of heat maps for each set of heads, and the truth if there is one.
+
+    Parameters
+    ----------
+    maps : HeadMaps
+        With pictures.
+    heads : mapping
+        Title of a column -> heads, as for `HeadMaps.heatmap`.
+    images : sequence of int
+        Which images, one a row.
+    threshold, labels, title
+        As for `overlay_grid`; labels are the images' subjects by default.
+    """
+    rows = [int(image) for image in images]
+    columns = {name: [maps.heatmap(0, chosen, image=i) for i in rows] for name, chosen in heads.items()}
+    truth = np.stack([maps.truth(i) for i in rows]) if "truth" in maps.truths else None
+    labels = maps.subjects[rows].tolist() if labels is None else labels
+    return overlay_grid(maps.pictures[rows], columns, truth=truth, threshold=threshold, labels=labels, title=title)
 
 
 def contact_sheet(images: Any, labels: Sequence[str], *, columns: int = 5) -> HTML:

@@ -3,7 +3,7 @@
 from .aggregation import normalise
 from .head_maps import HeadMaps, heatmap
 from .head_sets import first_heads, matched_heads, random_orders
-from .relevance import HeadRelevance, concentration, load_hrv, relevance_orders
+from .relevance import HeadRelevance, concentration, concept_similarity, load_hrv, relevance_orders
 
-__all__ = ["HeadMaps", "HeadRelevance", "concentration", "first_heads", "heatmap", "load_hrv", "matched_heads"]
-__all__ += ["normalise", "random_orders", "relevance_orders"]
+__all__ = ["HeadMaps", "HeadRelevance", "concentration", "concept_similarity", "first_heads", "heatmap", "load_hrv"]
+__all__ += ["matched_heads", "normalise", "random_orders", "relevance_orders"]

@@ -6,7 +6,7 @@ import xarray as xr
 
 from selattn_lib.evaluation.baselines import centred_disc
 from selattn_lib.evaluation.statistics import bootstrap_mean, paired_difference
-from selattn_lib.evaluation.tables import benchmark_table, comparison_table
+from selattn_lib.evaluation.tables import benchmark_table, chance_table, comparison_table
 from selattn_lib.maps.head_maps import HeadMaps
 
 
@@ -64,3 +64,12 @@ def test_benchmark_table_prints_the_papers_numbers_only_where_it_has_some(benchm
         benchmark_table(scores.sel(set=["heads of my own"]), study),
     ]
     assert not any("paper" in column for table in without for column in table.columns)
+
+
+def test_chance_table_says_where_a_score_stands_among_draws():
+    scored = {("generated", 0.3): np.array([0.5, 0.7]), ("generated", 0.4): np.array([0.2, 0.2])}
+    drawn = {case: np.linspace(0.5, 0.7, 5) for case in scored}
+    table = chance_table(scored, drawn, ["benchmark", "threshold"], score="top 30 heads")
+    assert table.index.names == ["benchmark", "threshold"] and table.columns[0] == "top 30 heads"
+    assert table.loc[("generated", 0.3)].tolist() == ["0.600", "0.600 [0.505, 0.695]", "40", "0.667"]
+    assert table.loc[("generated", 0.4)].tolist() == ["0.200", "0.600 [0.505, 0.695]", "0", "1.000"]

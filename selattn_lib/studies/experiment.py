@@ -1,0 +1,138 @@
+"""What a chapter scores: the pictures with true masks, the relevance of the heads, and how many heads are chosen."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..maps.head_maps import HeadMaps
+from ..maps.relevance import HeadRelevance
+from ..models.pipelines import EMBEDDED
+from .generated import Study
+from .noised import KnownTruthStudy, MaskedStudy
+from .parameters import check_selection
+from .relevance import relevance_for
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The results that a chapter compares sets of heads on, as `experiment` makes them.
+
+    `benchmarks` has the maps "generated", on embedded models "known truth", and "own pictures" where there are some.
+    `heads` is a number or a list of numbers.
+    """
+
+    benchmarks: dict[str, HeadMaps]
+    relevance: HeadRelevance
+    concept: str
+    heads: Any
+    thresholds: list[float]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{name}: {maps.n_images} images of {len(np.unique(maps.subjects))} words on {maps.model}"
+            for name, maps in self.benchmarks.items()
+        ]
+        return "\n".join(lines)
+
+    @property
+    def generated(self) -> HeadMaps:
+        """The images that the model drew, with a segmenter's masks."""
+        return self.benchmarks["generated"]
+
+    @property
+    def known_truth(self) -> HeadMaps | None:
+        """Composed scenes with exact masks; None on a model that has no such world."""
+        return self.benchmarks.get("known truth")
+
+    @property
+    def ranking(self) -> np.ndarray:
+        """(head) head numbers, the most relevant to the concept first."""
+        return self.relevance.ranking(self.concept)
+
+    @property
+    def top(self) -> np.ndarray:
+        """The `heads` most relevant heads."""
+        return self.relevance.top(self.concept, self.heads)
+
+    @property
+    def bottom(self) -> np.ndarray:
+        """The `heads` least relevant heads."""
+        return self.relevance.bottom(self.concept, self.heads)
+
+    @property
+    def middle(self) -> float:
+        """The threshold in the middle, for figures."""
+        return sorted(self.thresholds)[len(self.thresholds) // 2]
+
+    def examples(self, words: int = 4, each: int = 1, *, start: int = 0) -> np.ndarray:
+        """The numbers of the first `each` generated images of `words` words, from word number `start`."""
+        subjects = self.generated.subjects
+        images = [np.flatnonzero(subjects == word)[:each] for word in [*dict.fromkeys(subjects)][start:][:words]]
+        return np.concatenate(images)
+
+
+def run_benchmarks(study: Study, *, scenes: int = 100, masks: str = "", pictures: str = "") -> dict[str, HeadMaps]:
+    """Run a study and its like without sampling, and load the results.
+
+    Parameters
+    ----------
+    study : Study
+        The images to generate.
+    scenes : int
+        How many scenes to compose, on the embedded model.
+    masks, pictures : str
+        A COCO file or a VOC folder of one's own, and the folder of its pictures, as for `MaskedStudy`; "": none.
+
+    Returns
+    -------
+    dict of str to HeadMaps
+        "generated"; "known truth" on the embedded model; "own pictures" if there are masks.
+
+    Raises
+    ------
+    ValueError
+        As the studies do.
+    """
+    studies = _benchmark_studies(study, scenes, masks, pictures)
+    return {name: HeadMaps(each.run().dataset.load()) for name, each in studies.items()}
+
+
+def _benchmark_studies(study: Study, scenes: int, masks: str, pictures: str) -> dict[str, Any]:
+    settings: dict[str, Any] = {"model": study.model, "dtype": study.dtype, "batch": study.batch}
+    studies: dict[str, Any] = {"generated": study}
+    if study.model == EMBEDDED:
+        scene: dict[str, Any] = {"concept": study.concept, "concepts": study.concepts, "scenes": scenes}
+        studies["known truth"] = KnownTruthStudy(**scene, **settings)
+    if masks:
+        studies["own pictures"] = MaskedStudy(source=masks, pictures=pictures, words=study.words, **settings)
+    return studies
+
+
+def experiment(
+    study: Study, heads: Any, thresholds: Any, *, hrv: str = "", images: int = 80, masks: str = "", pictures: str = ""
+) -> Experiment:
+    """Run what a chapter needs: its benchmarks and the relevance of the heads.
+
+    Parameters
+    ----------
+    study : Study
+        The images to generate; its model, steps, data type and batch are those of all that is run.
+    heads, thresholds
+        As for `check_selection`.
+    hrv, images
+        Saved head relevance to use, or the number of images to measure it on: as for `relevance_for`.
+    masks, pictures
+        As for `run_benchmarks`.
+
+    Raises
+    ------
+    ValueError
+        On a selection that does not fit the model, and on masks that are not there, before anything is run.
+    """
+    heads, thresholds = check_selection(heads, thresholds, study.model)
+    studies = _benchmark_studies(study, 100, masks, pictures)
+    settings = {"concepts": study.concepts, "steps": study.steps, "dtype": study.dtype, "batch": study.batch}
+    relevance = relevance_for(study.model, hrv, images=images, **settings)
+    benchmarks = {name: HeadMaps(each.run().dataset.load()) for name, each in studies.items()}
+    return Experiment(benchmarks, relevance, study.concept, heads, thresholds)
