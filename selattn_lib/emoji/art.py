@@ -53,7 +53,7 @@ def build(folder: Path, out: Path) -> None:
     """Fetch the pinned npm packages into `folder`, render every glyph in use, and write the archive `out`."""
     import resvg_py  # type: ignore[import-untyped]
 
-    wanted = sorted({glyph for words in glyphs().values() for glyph in words.values()})
+    names = sorted({glyph for words in glyphs().values() for glyph in words.values()})
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(out, "w") as archive:
         for set_name, (package, version, _) in SETS.items():
@@ -63,7 +63,7 @@ def build(folder: Path, out: Path) -> None:
             ).stdout.split()[-1]  # fmt: skip
             with tarfile.open(folder / packed) as tar:
                 icons = json.load(tar.extractfile("package/icons.json"))  # type: ignore[arg-type]
-            for glyph in wanted:
+            for glyph in names:
                 name = icons.get("aliases", {}).get(glyph, {}).get("parent", glyph)
                 if name not in icons["icons"]:
                     continue

@@ -1,4 +1,4 @@
-"""How good `emoji-sd` is, judged by the segmenter, which has only seen composed scenes, and how good that is."""
+"""How good `emoji-sd` is by its segmenter, which has only seen composed scenes, and how good the segmenter is."""
 
 import itertools
 import time
@@ -40,24 +40,23 @@ def segmenter_quality(count: int = 500) -> dict[str, Interval]:
     """On held-out scenes of one object and of two: mean IoU of its masks and of its outline of all objects, and the
     share of scenes whose objects it finds all; of those with one, also where that is the likeliest of all, and the IoU
     of small ones, whose caption says tiny or small. With 95 % intervals."""
-    found: dict[str, Interval] = {}
+    quality: dict[str, Interval] = {}
     for objects, name in ((1, "one object"), (2, "two objects")):
         pictures, scenes = held_out(count, objects)
-        reading = Prediction(load_weights(), pictures)
-        masks = [reading.masks([[scene.concepts[i]] for scene in scenes]) for i in range(objects)]
+        prediction = Prediction(load_weights(), pictures)
+        masks = [prediction.masks([[scene.concepts[i]] for scene in scenes]) for i in range(objects)]
         scores = [iou(masks[i][n], scene.masks[i]) for n, scene in enumerate(scenes) for i in range(objects)]
-        found[f"{name}, IoU of masks"] = bootstrap_mean(scores)
-        outlined = zip((reading.outline > 0.5).numpy(), scenes, strict=True)
-        found[f"{name}, IoU of outline"] = bootstrap_mean([iou(outline, s.masks.any(0)) for outline, s in outlined])
+        quality[f"{name}, IoU of masks"] = bootstrap_mean(scores)
+        outlines = zip((prediction.outline > 0.5).numpy(), scenes, strict=True)
+        quality[f"{name}, IoU of outline"] = bootstrap_mean([iou(outline, s.masks.any(0)) for outline, s in outlines])
         numbers = [[CLASSES.index(key) for key in zip(s.concepts, s.words, strict=True)] for s in scenes]
-        seen = [row[own].all() for row, own in zip(reading.seen(), numbers, strict=True)]
-        found[f"{name}, all found"] = share(seen)
+        all_seen = [row[classes].all() for row, classes in zip(prediction.seen(), numbers, strict=True)]
+        quality[f"{name}, all found"] = share(all_seen)
         if objects == 1:
-            named = reading.areas().argmax(1) == np.ravel(numbers)
-            found[f"{name}, named"] = share(named)
+            quality[f"{name}, named"] = share(prediction.areas().argmax(1) == np.ravel(numbers))
             small = np.array([not {"tiny", "small"}.isdisjoint(s.caption.split()) for s in scenes])
-            found[f"one small object ({small.sum()}), IoU of masks"] = bootstrap_mean(np.compress(small, scores))
-    return found
+            quality[f"one small object ({small.sum()}), IoU of masks"] = bootstrap_mean(np.compress(small, scores))
+    return quality
 
 
 def likeliest(pictures: np.ndarray) -> np.ndarray:
@@ -65,10 +64,10 @@ def likeliest(pictures: np.ndarray) -> np.ndarray:
     return np.array([word for _, word in CLASSES])[Prediction(load_weights(), pictures).areas().argmax(1)]
 
 
-def both_seen(pictures: np.ndarray, keys: Sequence[Sequence[tuple[str, str]]]) -> np.ndarray:
-    """(image) whether all the objects, (concept, word), wanted of an image are in it."""
+def both_seen(pictures: np.ndarray, objects: Sequence[Sequence[tuple[str, str]]]) -> np.ndarray:
+    """(image) whether all the `objects`, (concept, word), that are asked for in an image are in it."""
     seen = Prediction(load_weights(), pictures).seen()
-    return np.array([all(row[CLASSES.index(key)] for key in wanted) for row, wanted in zip(seen, keys, strict=True)])
+    return np.array([all(row[CLASSES.index(key)] for key in keys) for row, keys in zip(seen, objects, strict=True)])
 
 
 def fast_pipeline() -> Any:
@@ -82,11 +81,11 @@ def drawn(
     pipe: Any, prompts: Sequence[str], seeds: Sequence[int] = (0,), *, steps: int, guidance: float | None = None
 ) -> np.ndarray:
     """(image, y, x, rgb) uint8: an image of each prompt for each seed, all of one prompt together; ten at a time."""
-    units, found = [(prompt, seed) for prompt in prompts for seed in seeds], []
+    units, images = [(prompt, seed) for prompt in prompts for seed in seeds], []
     for first in tqdm(range(0, len(units), 10), desc="ten images each"):
         some, numbers = zip(*units[first : first + 10], strict=True)
-        found += generate(pipe, some, numbers, steps=steps, guidance=guidance or GUIDANCE[EMBEDDED])
-    return np.stack([np.asarray(image) for image in found])
+        images += generate(pipe, some, numbers, steps=steps, guidance=guidance or GUIDANCE[EMBEDDED])
+    return np.stack([np.asarray(image) for image in images])
 
 
 def seconds(pipe: Any, *, steps: int, guidance: float | None = None) -> float:
@@ -96,12 +95,8 @@ def seconds(pipe: Any, *, steps: int, guidance: float | None = None) -> float:
     return time.perf_counter() - start
 
 
-def interval(found: Interval) -> str:
-    """A mean, or share, and its 95 % interval as text."""
-    return "{:.2f} [{:.2f}, {:.2f}]".format(*found)
-
-
 def prompt_for(concept: str, word: str) -> str:
+    """A prompt that asks for one object."""
     return f"photo of a {word} face" if concept == "Facial Expressions" else f"photo of a {word}"
 
 
@@ -112,11 +107,11 @@ def without_background(picture: np.ndarray) -> np.ndarray:
     rim = np.ones((height, width), bool)
     rim[3:-3, 3:-3] = False
     y, colours = np.nonzero(rim)[0], picture[rim].astype(float)
-    keep = np.ones(len(y), bool)
+    plain_rim = np.ones(len(y), bool)
     for _ in range(4):  # an object may touch the rim: leave out what does not fit
-        fit = np.polynomial.polynomial.polyfit(y[keep], colours[keep], 1)
+        fit = np.polynomial.polynomial.polyfit(y[plain_rim], colours[plain_rim], 1)
         off = np.abs(colours - np.polynomial.polynomial.polyval(y, fit).T).max(1)
-        keep = off <= max(12, np.median(off))
+        plain_rim = off <= max(12, np.median(off))
     plain = np.polynomial.polynomial.polyval(np.arange(height), fit).T[:, None]
     differs = ndimage.binary_opening(np.abs(picture - plain).max(2) > 30)
     parts, count = ndimage.label(differs)
@@ -131,7 +126,7 @@ def against_background(pipe: Any, *, steps: int = 15, guidance: float | None = N
     prompts = [f"photo of a {word} on a {colour} background" for colour in PLAIN for word in BENCHMARK]
     pictures = drawn(pipe, prompts, steps=steps, guidance=guidance)
     masks = Prediction(load_weights(), pictures).masks([["Animals"]] * len(pictures))
-    return np.array([iou(mask, without_background(each)) for mask, each in zip(masks, pictures, strict=True)])
+    return np.array([iou(mask, without_background(image)) for mask, image in zip(masks, pictures, strict=True)])
 
 
 def share(right: Any) -> Interval:

@@ -12,7 +12,6 @@ from PIL import Image
 from safetensors import safe_open
 
 from ...concepts import load_concepts
-from ...maps.head_maps import heatmap
 from ...maps.overlay import overlay
 from ...models.pipelines import EMBEDDED, model_source
 from ...studies.generated import Study
@@ -23,12 +22,12 @@ WEIGHTS = Path(model_source(EMBEDDED))
 
 def sizes() -> dict[str, tuple[int, float]]:
     """part -> (parameters, megabytes on disk)."""
-    found = {}
+    of_part = {}
     for path in sorted(WEIGHTS.glob("*/*.safetensors")):
         with safe_open(path, "pt") as file:
             parameters = sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118
-        found[path.parent.name] = (parameters, path.stat().st_size / 1e6)
-    return found
+        of_part[path.parent.name] = (parameters, path.stat().st_size / 1e6)
+    return of_part
 
 
 def training_curve() -> tuple[np.ndarray, np.ndarray]:
@@ -64,17 +63,14 @@ def concept_similarity(pipe: Any) -> tuple[xr.DataArray, float]:
 def figure_one(path: str | Path) -> None:
     """Draw the intro's figure: seed 0 of the benchmark's first four words, each as picture, DAAM and top 30 heads."""
     study = Study()
-    results, order = study.run(), RelevanceStudy().run()
+    maps, top = study.run(), RelevanceStudy().run().top("Animals", 30)
     panels = []
-    for word in range(4):
-        image = word * study.seeds
-        picture, truth = results.pictures[image], results.truth(image)
-        panels.append(overlay(picture, None))
-        for heads in ("all", order.top("Animals", 30)):
-            heat = heatmap(results, heads, image=image).values
-            panels.append(overlay(picture, heat, threshold=0.4, truth=truth))
+    for image in range(0, 4 * study.seeds, study.seeds):
+        heats = [maps.heatmap(heads=heads, image=image).values for heads in ("all", top)]
+        picture, truth = maps.pictures[image], maps.truth(image)
+        panels += [overlay(picture, None), *(overlay(picture, heat, threshold=0.4, truth=truth) for heat in heats)]
     gap = np.full((panels[0].shape[0], 8, 3), 255, np.uint8)
-    rows = [np.hstack([p for panel in panels[i : i + 6] for p in (panel, gap)][:-1]) for i in (0, 6)]
+    rows = [np.hstack([part for panel in panels[i : i + 6] for part in (panel, gap)][:-1]) for i in (0, 6)]
     Image.fromarray(np.vstack([rows[0], np.full((8, *rows[0].shape[1:]), 255, np.uint8), rows[1]])).save(path)
 
 

@@ -10,11 +10,11 @@ from tqdm import tqdm
 
 from ..scenes import SIZE, Scene, compose, compose_many
 from ..segmenter import CELL, CLASSES, as_tensor, logits, new_segmenter
-from .training import Checkpoint, Muon, set_rate, split_parameters
+from .training import Schedule, Training
 
 
 def labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """(y, x) bool, the outline of all objects; (y / 4, x / 4) the number of the key that covers most of each cell, -1
+    """(y, x) bool, the outline of all objects; (y / 4, x / 4) the number of the class that covers most of each cell, -1
     where objects cover less than a quarter of it."""
     cells = scene.masks.reshape(len(scene.masks), 128 // CELL, CELL, 128 // CELL, CELL).mean((2, 4))
     numbers = np.array([CLASSES.index(key) for key in zip(scene.concepts, scene.words, strict=True)])
@@ -29,8 +29,8 @@ def autoencode(vae: AutoencoderKL, images: np.ndarray, noise: float = 0, seed: i
     for chunk in tqdm(np.array_split(images, -(-len(images) // 16)), desc="through the autoencoder", mininterval=5):
         latents = vae.encode(as_tensor(chunk)).latent_dist.mode()
         latents[::2] += noise * torch.randn(latents[::2].shape, generator=draw)
-        seen = vae.decode(latents).sample
-        out.append(((seen.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+        pixels = vae.decode(latents).sample
+        out.append(((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
     return np.concatenate(out)
 
 
@@ -39,8 +39,8 @@ def seen_scenes(work: Path, weights: Path, count: int, seed: int) -> tuple[np.nd
     `labels` of each scene; made once and kept in `work`."""
     path = work / f"seen_scenes_{seed}_{count}.npz"
     if path.exists():
-        with np.load(path) as kept:
-            return kept["images"], kept["outlines"], kept["names"]
+        with np.load(path) as arrays:
+            return arrays["images"], arrays["outlines"], arrays["names"]
     images, marks = np.empty((count, SIZE, SIZE, 3), np.uint8), []
     for i, scene in enumerate(compose_many(count, seed)):  # nothing else of the scenes, some GB, is kept
         images[i] = scene.image
@@ -74,18 +74,16 @@ def train_segmenter(
     `work`, most of them through the autoencoder, the others fresh ones; all blurred and recoloured at random."""
     torch.manual_seed(seed)
     model = new_segmenter().train()
-    matrices, others = split_parameters(model)
-    muon, adam = Muon(matrices, lr=1e-3), torch.optim.AdamW(others, lr=1e-3, weight_decay=0.01)
-    checkpoint = Checkpoint(work / "segmenter.pt", model=model, muon=muon, adam=adam)
-    start = checkpoint.load()
-    seen = seen_scenes(work, weights, count, seed)
-    bar = tqdm(range(start, steps), initial=start, total=steps, desc="segmenter", mininterval=5)
-    for step in bar:
-        rng = np.random.default_rng([seed, 1, step])
-        rows = rng.integers(len(seen[0]), size=3 * batch // 4)
-        fresh = [(s.image, *labels(s)) for s in fresh_scenes(rng, batch - len(rows))]
-        parts = zip(seen, zip(*fresh, strict=True), strict=True)
-        images, *marks = (np.concatenate([kept[rows], np.stack(new)]) for kept, new in parts)
+    schedule = Schedule(steps, peak=1e-3, warmup=50, decay=0.5)
+    training = Training(work / "segmenter.pt", schedule, model, weight_decay=0.01)
+    stored = seen_scenes(work, weights, count, seed)
+
+    def step(number: int) -> tuple[torch.Tensor, dict[str, float]]:
+        rng = np.random.default_rng([seed, 1, number])
+        rows = rng.integers(len(stored[0]), size=3 * batch // 4)
+        fresh = [(scene.image, *labels(scene)) for scene in fresh_scenes(rng, batch - len(rows))]
+        parts = zip(stored, zip(*fresh, strict=True), strict=True)
+        images, *marks = (np.concatenate([old[rows], np.stack(new)]) for old, new in parts)
         x = as_tensor(images)
         outline, names = map(torch.from_numpy, marks)
         with torch.autocast("cpu", torch.bfloat16):
@@ -97,13 +95,9 @@ def train_segmenter(
         inked = drawn.sigmoid()
         overlap = (inked * outline).sum((1, 2))
         soft_iou = (overlap / (inked.sum((1, 2)) + outline.sum((1, 2)) - overlap)).mean()
-        (outline_loss + 0.3 * (1 - soft_iou) + 0.3 * name_loss).backward()
-        set_rate((muon, adam), 1e-3 * min((step + 1) / 50, 1, (steps - step) / (0.5 * steps)))
-        for optimiser in (muon, adam):
-            optimiser.step()
-            optimiser.zero_grad()
-        if step % 20 == 0:
-            bar.set_postfix(iou=f"{soft_iou.item():.3f}", name=f"{name_loss.item():.3f}", refresh=False)
-        checkpoint.save(step + 1, force=step + 1 == steps)
+        loss = outline_loss + 0.3 * (1 - soft_iou) + 0.3 * name_loss
+        return loss, {"iou": soft_iou.item(), "name": name_loss.item()}
+
+    training.run(step)
     model.eval().half().save_pretrained(weights / "segmenter")
     return model.float()

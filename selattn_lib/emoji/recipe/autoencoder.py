@@ -1,0 +1,112 @@
+"""The autoencoder of `emoji-sd`, and the fixed linear map that its latents are taught to be."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import nn
+
+from ..scenes import compose_many
+from ..segmenter import as_tensor
+from .training import Schedule, Training
+
+RGB = 3  # the first latent channels are the mean colour of each 8 x 8 block
+
+
+LATENT_CHANNELS = 8  # the others, the principal components of what is left of the blocks
+
+
+RESIDUAL_STD = 0.6  # their standard deviation, below the colours' 1: coarse before fine in the diffusion
+
+
+def new_autoencoder() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(16, 32, 64, 96),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        sample_size=128,
+        scaling_factor=1.0,
+        mid_block_add_attention=False,
+    )
+
+
+def blocks(images: np.ndarray) -> torch.Tensor:
+    """(image, y, x, rgb) uint8 -> the pixels of every 8 x 8 block, (image, 192, y / 8, x / 8) in [-1, 1]."""
+    return F.pixel_unshuffle(as_tensor(images), 8)
+
+
+class LatentBasis(nn.Module):
+    """What the latents mean: a fixed linear map of each 8 x 8 block of pixels, normalised channel by channel. The
+    autoencoder is taught to go there and back; the UNet can be trained on it from the first minute."""
+
+    matrix: torch.Tensor
+    offset: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("matrix", torch.zeros(LATENT_CHANNELS, 3 * 64))
+        self.register_buffer("offset", torch.zeros(LATENT_CHANNELS))
+
+    @classmethod
+    def fit(cls, images: np.ndarray) -> "LatentBasis":
+        """Mean colours first, then the principal components of the residual, from a sample of images."""
+        basis = cls()
+        pixels = blocks(images).permute(0, 2, 3, 1).flatten(0, 2)
+        colour = torch.eye(RGB).repeat_interleave(64, 1) / 64
+        residual = pixels - (pixels @ colour.T).repeat_interleave(64, 1)
+        axes = torch.linalg.eigh(residual.T @ residual).eigenvectors.flip(1)[:, : LATENT_CHANNELS - RGB]
+        matrix = torch.cat([colour, axes.T])
+        values = pixels @ matrix.T
+        std = values.std(0) / torch.tensor([1.0] * RGB + [RESIDUAL_STD] * (LATENT_CHANNELS - RGB))
+        basis.matrix, basis.offset = matrix / std[:, None], values.mean(0) / std
+        return basis
+
+    @torch.no_grad()
+    def forward(self, images: np.ndarray) -> torch.Tensor:
+        """uint8 images -> latents (image, channel, y, x)."""
+        return F.conv2d(blocks(images), self.matrix[:, :, None, None], -self.offset)
+
+
+def train_autoencoder(work: Path, weights: Path, steps: int = 11_000, batch: int = 16, seed: int = 1) -> AutoencoderKL:
+    """The encoder learns the basis, the decoder to draw from (slightly noisy) latents; L1 on pixels and gradients."""
+    torch.manual_seed(seed)
+    vae = new_autoencoder()
+    basis = latent_basis(work)
+    schedule = Schedule(steps, peak=2e-3, warmup=50, decay=0.5)
+    training = Training(work / "autoencoder.pt", schedule, vae, key="vae", betas=(0.9, 0.98))
+    images = np.stack([s.image for s in compose_many(6000, seed)]) if training.start < steps else np.zeros(0)
+
+    def step(number: int) -> tuple[torch.Tensor, dict[str, float]]:
+        rng = np.random.default_rng([seed, number])
+        top, left = 8 * rng.integers(0, 9, size=2)  # crops: the networks are local, a quarter will do
+        crops = images[rng.integers(len(images), size=batch), top : top + 64, left : left + 64]
+        x, z = as_tensor(crops), basis(crops)
+        noisy = z + rng.uniform(0, 0.15) * torch.randn_like(z)
+        with torch.autocast("cpu", torch.bfloat16):
+            mean, logvar = vae.quant_conv(vae.encoder(x)).float().chunk(2, 1)
+            y = vae.decoder(vae.post_quant_conv(noisy)).float()
+        error = y - x
+        edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+        encoder_loss = F.mse_loss(mean, z) + 1e-3 * (logvar + 8).square().mean()
+        loss = error.abs().mean() + 0.5 * edges + encoder_loss
+        return loss, {"psnr": float(10 * torch.log10(4 / error.square().mean())), "encoder": float(encoder_loss)}
+
+    training.run(step)
+    vae.eval().save_pretrained(weights / "vae")
+    return vae
+
+
+def latent_basis(work: Path) -> LatentBasis:
+    """The basis, fitted once on 2,000 scenes and kept in `work`."""
+    basis, path = LatentBasis(), work / "basis.pt"
+    if path.exists():
+        basis.load_state_dict(torch.load(path, weights_only=True))
+    else:
+        basis = LatentBasis.fit(np.stack([s.image for s in compose_many(2000, 0)]))
+        torch.save(basis.state_dict(), path)
+    return basis
