@@ -5,11 +5,9 @@ import lazy_loader  # type: ignore[import-untyped]
 # Imported when first used: `runner` and `store` need no torch, which takes seconds.
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["annotations", "base", "digests", "experiment", "generated", "noised", "parameters", "relevance",
-                "results", "runner", "store"],
     submod_attrs={
-        "base": ["concepts_of", "runs_folder"],
         "annotations": ["read_masks"],
+        "base": ["concepts_of", "runs_folder"],
         "experiment": ["Experiment", "run_benchmarks"],
         "generated": ["DiagnosisStudy", "Study", "WeakenedStudy", "WindowStudy", "generate"],
         "noised": ["KnownTruthStudy", "MaskedStudy"],
@@ -17,4 +15,4 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "relevance": ["RelevanceStudy", "relevance_for"],
         "results": ["load"],
     },
-)  # fmt: skip
+)

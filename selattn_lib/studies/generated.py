@@ -261,6 +261,5 @@ def generate(
 ) -> Any:
     """Images (or latents) of one batch of prompts, each from its own seed; noise is drawn on the CPU."""
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-    return pipe(
-        list(prompts), num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type=output_type
-    ).images
+    settings = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": output_type}
+    return pipe(list(prompts), generator=generators, **settings).images

@@ -58,14 +58,12 @@ class NoisedStudy(HeadMapStudy):
 
 
 def _look_directly(
-    pipe: StableDiffusionPipeline,
-    pictures: Sequence[Image.Image],
-    prompts: list[str],
-    timesteps: Sequence[int],
-    seeds: Sequence[int],
+    pipe: Any, pictures: Sequence[Image.Image], prompts: list[str], timesteps: Sequence[int], seeds: Sequence[int]
 ) -> None:
     """Let a Stable Diffusion 1.x or 2.x see each picture at each timestep, all in one call of its UNet."""
-    device, times = pipe._execution_device, torch.tensor(timesteps)
+    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)  # the model's betas, whatever it samples by
+    device, last = pipe._execution_device, scheduler.config.num_train_timesteps - 1
+    times = torch.tensor(timesteps).clamp(max=last)
     pixels = np.stack([np.asarray(picture) for picture in pictures]).astype(np.float32) / 255
     pixels = pipe.image_processor.preprocess(pixels).to(device, pipe.vae.dtype)
     clean = pipe.vae.encode(pixels).latent_dist.mode()
@@ -73,7 +71,6 @@ def _look_directly(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = torch.cat([torch.randn((len(times), *clean.shape[1:]), generator=own) for own in generators])
     rows = times.repeat(len(pictures))
-    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)  # the model's betas, whatever it samples by
     noised = scheduler.add_noise(clean, noise.to(clean.device, clean.dtype), rows)
     text, _ = pipe.encode_prompt(prompts, device, len(times), False)
     pipe.unet(noised, rows.to(device), text)
@@ -90,10 +87,9 @@ def _look_by_pipeline(
     pipe.set_progress_bar_config(disable=True)
     for number, timestep in enumerate(timesteps):
         generators = [torch.Generator().manual_seed(_mix(seed, number)) for seed in seeds]
-        pipe(
-            prompts, image=list(pictures), strength=timestep / 1000, num_inference_steps=50, guidance_scale=1.0,
-            output_type="latent", callback_on_step_end=_stop, generator=generators
-        )  # fmt: skip
+        settings = {"strength": timestep / 1000, "num_inference_steps": 50, "guidance_scale": 1.0}
+        settings |= {"output_type": "latent", "callback_on_step_end": _stop, "generator": generators}
+        pipe(prompts, image=list(pictures), **settings)
 
 
 def _stop(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:

@@ -1,17 +1,19 @@
-"""Pictures of one's own: reading COCO and VOC, and the known-truth benchmark on them."""
+"""Studies without sampling: composed scenes and pictures of one's own, each in the model's number format and place."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from accelerate import cpu_offload_with_hook
 from PIL import Image
 from tiny_families import build_sd3, build_sdxl
+from tiny_study import save_tiny_model
+from voc import voc
 
-from selattn_lib.emoji.scenes import HELD_OUT, compose
-from selattn_lib.studies.annotations import read_masks, squared
-from selattn_lib.studies.noised import MaskedStudy
+from selattn_lib.models.pipelines import load_pipeline
+from selattn_lib.studies.noised import KnownTruthStudy, MaskedStudy
 
 
 @pytest.fixture(autouse=True)
@@ -20,86 +22,26 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def coco(folder: Path, annotations: list[dict[str, Any]], **changes: Any) -> Path:
-    for name in ("b.jpg", "a.jpg"):
-        Image.new("RGB", (40, 20), "white").save(folder / name)
-    content = {
-        "images": [{"id": i, "file_name": n, "height": 20, "width": 40} for i, n in ((7, "b.jpg"), (8, "a.jpg"))],
-        "categories": [{"id": 3, "name": "bear"}, {"id": 5, "name": "cat"}],
-        "annotations": annotations,
-        **changes,
-    }
-    path = folder / "instances.json"
-    path.write_text(json.dumps(content))
-    return path
-
-
-def test_coco_polygons_and_run_lengths_of_one_word_are_one_mask(tmp_path: Path) -> None:
-    square = {"image_id": 7, "category_id": 3, "segmentation": [[10, 5, 19, 5, 19, 14, 10, 14]]}
-    column = {"image_id": 7, "category_id": 3, "segmentation": {"counts": [21, 3, 776], "size": [20, 40]}}
-    other = {"image_id": 8, "category_id": 5, "segmentation": [[0, 0, 3, 0, 3, 3, 0, 3]]}
-    (first, cats), (second, bears) = read_masks(coco(tmp_path, [square, column, other]))
-    assert (first.name, second.name) == ("a.jpg", "b.jpg") and set(cats) == {"cat"}
-    expected = np.zeros((20, 40), bool)
-    expected[5:15, 10:20] = True
-    expected[1:4, 1] = True
-    np.testing.assert_array_equal(bears["bear"], expected)
-
-
-def test_coco_files_that_are_not_read(tmp_path: Path) -> None:
-    packed = {"image_id": 7, "category_id": 3, "segmentation": {"counts": "WV0", "size": [20, 40]}}
-    with pytest.raises(ValueError, match="compressed run lengths"):
-        list(read_masks(coco(tmp_path, [packed])))
-    outside = [{"id": 1, "file_name": "../a.jpg", "height": 2, "width": 2}]
-    with pytest.raises(ValueError, match="lies outside"):
-        list(read_masks(coco(tmp_path, [], images=outside)))
-    (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(ValueError, match="expected a COCO file of instances"):
-        list(read_masks(tmp_path / "other.json"))
-    with pytest.raises(ValueError, match="expected a COCO file"):
-        read_masks(tmp_path)
-
-
-def voc(folder: Path, count: int = 4, labels: str = "bear\ncat\n") -> Path:
-    """Composed scenes of bears and cats in VOC's folders."""
-    for name in ("JPEGImages", "SegmentationClass"):
-        (folder / name).mkdir()
-    (folder / "labels.txt").write_text(labels)
-    for i in range(count):
-        scene = compose(np.random.default_rng([HELD_OUT, i]), [("Animals", ("bear", "cat")[i % 2])], "photo")
-        Image.fromarray(scene.image).resize((192, 128)).save(folder / f"JPEGImages/{i}.jpg", quality=95)
-        classes = scene.masks[0] * np.uint8(1 + i % 2)
-        classes[0] = 255
-        Image.fromarray(classes).resize((192, 128), Image.Resampling.NEAREST).save(
-            folder / f"SegmentationClass/{i}.png"
-        )
-    return folder
-
-
-def test_voc_knows_its_labels_and_leaves_void_out(tmp_path: Path) -> None:
-    found = list(read_masks(voc(tmp_path)))
-    assert [list(masks) for _, masks in found] == [["bear"], ["cat"]] * 2
-    assert found[1][0] == tmp_path / "JPEGImages" / "1.jpg" and not found[1][1]["cat"][0].any()
-    (tmp_path / "labels.txt").unlink()
-    assert [list(masks) for _, masks in read_masks(tmp_path)][0] == ["aeroplane"]
-    Image.new("RGB", (4, 4)).save(tmp_path / "SegmentationClass/0.png")
-    with pytest.raises(ValueError, match="one class number a pixel"):
-        list(read_masks(tmp_path))
-
-
-def test_the_centred_square() -> None:
-    picture = np.zeros((20, 40), np.uint8)
-    picture[:, 10:30] = 255
-    assert (np.asarray(squared(Image.fromarray(picture), 10, Image.Resampling.NEAREST)) == 255).all()
+def test_known_truth_needs_no_sampling_and_knows_its_masks() -> None:
+    maps = KnownTruthStudy(scenes=4, batch=2, timesteps=(100, 500)).run()
+    assert maps.subjects.tolist() == ["bear", "bird", "cat", "cow"]
+    assert 0.05 < maps.truths["truth"].values.mean() < 0.7
+    assert 0 < float(maps.dataset["maps_16x16"].max()) <= 1
 
 
 def test_known_truth_on_ones_own_pictures(runs: Path) -> None:
-    settings: dict[str, Any] = {"source": voc(runs), "least": 0.01, "most": 0.95, "timesteps": (100, 500), "batch": 2}
-    found = MaskedStudy(**settings).run()
-    assert found.subject.values.tolist() == ["bear", "cat", "bear", "cat"]
-    assert found.picture.values.tolist() == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
-    assert found.truth.dtype == bool and found.truth.shape == (4, 128, 128) and found.attrs["height"] == 128
-    assert 0 < float(found["maps_16x16"].max()) <= 1
+    settings: dict[str, Any] = {
+        "source": voc(runs),
+        "min_area": 0.01,
+        "max_area": 0.95,
+        "timesteps": (100, 500),
+        "batch": 2,
+    }
+    maps = MaskedStudy(**settings).run()
+    assert maps.subjects.tolist() == ["bear", "cat", "bear", "cat"]
+    assert maps.image_coords["picture"].values.tolist() == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    assert maps.truths["truth"].dtype == bool and maps.truths["truth"].shape == (4, 128, 128) and maps.size[0] == 128
+    assert 0 < float(maps.dataset["maps_16x16"].max()) <= 1
     one = MaskedStudy(**settings, words=["cat"], per_word=1)
     assert one.units() == [{"prompt": "photo of a cat", "subject": "cat", "seed": 0, "picture": "1.jpg"}]
     before = MaskedStudy(**settings).folder
@@ -109,21 +51,72 @@ def test_known_truth_on_ones_own_pictures(runs: Path) -> None:
         MaskedStudy(**settings, words=["zebra"]).run()
 
 
-def test_one_call_of_the_network_for_each_timestep(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = MaskedStudy(source=voc(runs, 1), least=0, most=1, timesteps=(100, 500))
+def test_one_call_of_the_network_for_all_timesteps(runs: Path) -> None:
+    study = MaskedStudy(source=voc(runs, 1), min_area=0, max_area=1, timesteps=(100, 500))
     seen = []
-    study.pipe.unet.register_forward_pre_hook(lambda unet, args: seen.append((len(args[0]), int(args[1]))))
+    study.pipe.unet.register_forward_pre_hook(lambda unet, args: seen.append(args[1].tolist()))
     study.run()
-    assert [rows for rows, _ in seen] == [1, 1]
-    assert [abs(found - wanted) <= 20 for (_, found), wanted in zip(seen, (100, 500), strict=True)] == [True, True]
+    assert seen == [[100, 500]]
 
 
 @pytest.mark.parametrize("build", [build_sdxl, build_sd3])
-def test_other_families(runs: Path, monkeypatch: pytest.MonkeyPatch, build: Any) -> None:
-    monkeypatch.setattr("selattn_lib.studies.noised.load_pipeline", lambda name, revision: build())
-    study = MaskedStudy(source=voc(runs, 2), least=0, most=1, timesteps=(300, 700), pixels=64, template="{word}")
-    found = study.run()
-    assert found.sizes["image"] == 2 and found.truth.shape == (2, 64, 64)
+def test_other_families_see_each_picture_once_a_timestep(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, build: Any
+) -> None:
+    pipe, seen = build(), []
+    network = getattr(pipe, "unet", None) or pipe.transformer
+    network.register_forward_hook(lambda *call: seen.append(len(call[2][0])))
+    monkeypatch.setattr(MaskedStudy, "pipe", pipe)
+    settings: dict[str, Any] = {"source": voc(runs, 2), "pixels": 64, "template": "{word}", "timesteps": (300, 700)}
+    maps = MaskedStudy(**settings, min_area=0, max_area=1).run()
+    assert maps.n_images == 2 and maps.truths["truth"].shape == (2, 64, 64) and seen == [2, 2]
+    one = MaskedStudy(**settings, min_area=0, max_area=1, batch=1).run()  # in another order of rows
+    for height, width in maps.grids:
+        name = f"maps_{height}x{width}"
+        np.testing.assert_allclose(one.dataset[name], maps.dataset[name], atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["known", "masked"])
+def test_each_in_the_models_own_number_format_device_and_offload(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    model = str(save_tiny_model(runs / "model"))
+    (runs / "voc").mkdir()
+
+    def study(**settings: Any) -> Any:
+        settings |= {"model": model, "timesteps": (300,)}
+        if kind == "known":
+            return KnownTruthStudy(**settings, words=["bear"], scenes=2)
+        return MaskedStudy(**settings, source=runs / "voc", min_area=0, max_area=1)
+
+    voc(runs / "voc", 2)
+    exact, coarse = study(), study(dtype="bf16")
+    maps = [study.run().dataset["maps_16x16"].values.astype(float) for study in (exact, coarse)]
+    assert coarse.pipe.unet.dtype == torch.bfloat16 and coarse.folder != exact.folder
+    assert np.isfinite(maps[1]).all() and 0 < np.abs(maps[0] - maps[1]).max() < 0.2
+
+    whole = exact.load_or_compute().load()
+    loaded: list[dict[str, Any]] = []
+
+    def load(name: str, **settings: Any) -> Any:
+        loaded.append(settings)
+        pipe = load_pipeline(name, **{**settings, "offload": False})
+        for part in (pipe.text_encoder, pipe.unet, pipe.vae):
+            cpu_offload_with_hook(part, "cpu")
+        return pipe
+
+    monkeypatch.setenv("SELATTN_RUNS", str(runs / "again"))
+    monkeypatch.setenv("SELATTN_OFFLOAD", "1")
+    monkeypatch.setattr("selattn_lib.studies.base.load_pipeline", load)
+    assert study().load_or_compute().identical(whole)
+    assert loaded == [{"dtype": torch.float32, "revision": exact.revision, "offload": True}]
+
+
+def test_a_mask_of_another_size_than_its_picture_is_refused(runs: Path) -> None:
+    study = MaskedStudy(source=voc(runs, 1), min_area=0, max_area=1)
+    Image.new("RGB", (100, 100)).save(runs / "JPEGImages" / "0.jpg")
+    with pytest.raises(ValueError, match="0.jpg is a square of .*100, 100.* pixels in the middle, its mask of"):
+        study.run()
 
 
 @pytest.mark.parametrize(

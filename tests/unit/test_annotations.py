@@ -1,0 +1,99 @@
+"""Pictures of one's own: reading COCO and VOC."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from voc import voc
+
+from selattn_lib.studies.annotations import centred_square, read_masks
+
+
+def coco(folder: Path, annotations: list[dict[str, Any]], **changes: Any) -> Path:
+    for name in ("b.jpg", "a.jpg"):
+        Image.new("RGB", (40, 20), "white").save(folder / name)
+    content = {
+        "images": [{"id": i, "file_name": n, "height": 20, "width": 40} for i, n in ((7, "b.jpg"), (8, "a.jpg"))],
+        "categories": [{"id": 3, "name": "bear"}, {"id": 5, "name": "cat"}],
+        "annotations": annotations,
+        **changes,
+    }
+    path = folder / "instances.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def bear(segmentation: Any) -> dict[str, Any]:
+    return {"id": 1, "image_id": 7, "category_id": 3, "segmentation": segmentation}
+
+
+def test_coco_polygons_and_run_lengths_of_one_word_are_one_mask(tmp_path: Path) -> None:
+    square = bear([[10, 5, 20, 5, 20, 15, 10, 15]])
+    column = bear({"counts": [21, 3, 776], "size": [20, 40]})
+    other = {"image_id": 8, "category_id": 5, "segmentation": [[0, 0, 3, 0, 3, 3, 0, 3]]}
+    (first, cats), (second, bears) = read_masks(coco(tmp_path, [square, column, other]))
+    assert (first.name, second.name) == ("a.jpg", "b.jpg") and set(cats) == {"cat"}
+    expected = np.zeros((20, 40), bool)
+    expected[5:15, 10:20] = True
+    expected[1:4, 1] = True
+    assert bears["bear"].dtype == bool
+    np.testing.assert_array_equal(bears["bear"], expected)
+
+
+def test_coco_compressed_run_lengths(tmp_path: Path) -> None:
+    """As pycocotools writes them, against the mask that they are of."""
+    from pycocotools import mask
+
+    expected = np.random.default_rng(0).random((20, 40)) > 0.5
+    packed = mask.encode(np.asfortranarray(expected.astype(np.uint8)))
+    segmentation = {"counts": packed["counts"].decode(), "size": packed["size"]}
+    _, (_, bears) = read_masks(coco(tmp_path, [bear(segmentation)]))
+    np.testing.assert_array_equal(bears["bear"], expected)
+
+
+@pytest.mark.parametrize(
+    "segmentation", [{"counts": [1, 2], "size": [3, 4]}, {"counts": "WV0"}, [["a"]], "polygon", [[1, 2]]]
+)
+def test_coco_segmentations_that_are_none(tmp_path: Path, segmentation: Any) -> None:
+    with pytest.raises(ValueError, match="segmentation of annotation 1 cannot be read .*: expected polygons"):
+        list(read_masks(coco(tmp_path, [bear(segmentation)])))
+
+
+def test_coco_files_that_are_not_read(tmp_path: Path) -> None:
+    outside = [{"id": 1, "file_name": "../a.jpg", "height": 2, "width": 2}]
+    with pytest.raises(ValueError, match="lies outside"):
+        list(read_masks(coco(tmp_path, [], images=outside)))
+    for content in ("{}", "[]"):
+        (tmp_path / "other.json").write_text(content)
+        with pytest.raises(ValueError, match="expected a COCO file of instances"):
+            list(read_masks(tmp_path / "other.json"))
+    with pytest.raises(ValueError, match="expected a COCO file"):
+        read_masks(tmp_path)
+
+
+def test_without_pycocotools_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(ImportError, match=r"is a COCO file, which needs: pip install 'selattn_lib\[coco\]'"):
+        list(read_masks(coco(tmp_path, [bear([[10, 5, 20, 5, 20, 15]])])))
+
+
+def test_voc_knows_its_labels_and_leaves_void_out(tmp_path: Path) -> None:
+    masks_of = list(read_masks(voc(tmp_path)))
+    assert [list(masks) for _, masks in masks_of] == [["bear"], ["cat"]] * 2
+    assert masks_of[1][0] == tmp_path / "JPEGImages" / "1.jpg" and not masks_of[1][1]["cat"][0].any()
+    (tmp_path / "labels.txt").unlink()
+    assert [list(masks) for _, masks in read_masks(tmp_path)][0] == ["aeroplane"]
+    Image.new("RGB", (4, 4)).save(tmp_path / "SegmentationClass/0.png")
+    with pytest.raises(ValueError, match="one class number a pixel"):
+        list(read_masks(tmp_path))
+
+
+def test_the_centred_square() -> None:
+    picture = np.zeros((20, 40), np.uint8)
+    picture[:, 10:30] = 255
+    square = np.asarray(centred_square(Image.fromarray(picture)))
+    assert square.shape == (20, 20) and (square == 255).all()
