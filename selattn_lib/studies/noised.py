@@ -87,7 +87,7 @@ def _look_by_pipeline(
     pipe.set_progress_bar_config(disable=True)
     for number, timestep in enumerate(timesteps):
         generators = [torch.Generator().manual_seed(_mix(seed, number)) for seed in seeds]
-        settings = {"strength": timestep / 1000, "num_inference_steps": 50, "guidance_scale": 1.0}
+        settings: dict[str, Any] = {"strength": timestep / 1000, "num_inference_steps": 50, "guidance_scale": 1.0}
         settings |= {"output_type": "latent", "callback_on_step_end": _stop, "generator": generators}
         pipe(prompts, image=list(pictures), **settings)
 
