@@ -1,12 +1,10 @@
-"""What the repository says about itself: line ends, the tree in CONTRIBUTING, paths and code in prose, versions."""
+"""What the repository says about itself: line ends, the tree in CONTRIBUTING, paths in prose, versions."""
 
 import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
@@ -66,15 +64,3 @@ def test_the_hooks_use_the_pinned_ruff() -> None:
 def test_the_environment_of_conda_names_no_path() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     assert all(isinstance(package, str) for package in environment["dependencies"]), "a pip section: see the comment"
-
-
-def test_the_readme_s_lines_do_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert code and "num_inference_steps=50" in code[1]
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    exec(code[1].replace("num_inference_steps=50", "num_inference_steps=2"), names)
-    assert names["heat"].dims == names["daam"].dims == ("y", "x")
-    assert not np.allclose(names["heat"], names["daam"])
-    kinds = {path.stem.rsplit("-", 1)[-1] for path in (tmp_path / "runs" / "bear").glob("*.png")}
-    assert kinds == {"overlay", "map", "mask"}
