@@ -30,7 +30,6 @@ from unittest.mock import MagicMock, patch
 import diffusers
 import numpy as np
 import torch
-import xarray as xr
 from diffusers import UNet2DConditionModel
 from torch.nn import Module
 from torch.overrides import TorchFunctionMode
@@ -40,8 +39,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 import selattn_lib as sa
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/support")]
 from tiny_sd import WORDS, build_pipeline, word_tokenizer  # noqa: E402
+
+from benchmarks.scale import surface_seconds  # noqa: E402
 
 PROMPT, WORD, TOKEN = "photo of a bear", "bear", 4  # the word's place in the text
 PAIRS = 7
@@ -292,7 +293,7 @@ class Waits(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        moved = name == "to" and any(isinstance(each, str | torch.device) for each in (*args, *kwargs.values()))
+        moved = name == "to" and any(isinstance(value, str | torch.device) for value in (*args, *kwargs.values()))
         self.count += name in WAITS or (moved and not kwargs.get("non_blocking"))
         return func(*args, **kwargs)
 
@@ -320,20 +321,7 @@ def measure_launches(results: Results, small: bool) -> None:
 
 def measure_surface(results: Results, small: bool, images: int = 4) -> None:
     """Seconds for 100 images of SD v1.4's size of the IoU at every number of heads and at three thresholds."""
-    rng = np.random.default_rng(0)
-    data: dict[str, Any] = {"truth": (("image", "y", "x"), rng.random((images, 512, 512)) < 0.3)}
-    coords: dict[str, Any] = {"word": [WORD]}
-    first = 0
-    for side, heads in ((64, 40), (32, 40), (16, 40), (8, 8)):
-        grid = f"{side}x{side}"
-        values = rng.random((images, 1, heads, side, side), dtype=np.float32).astype(np.float16)
-        data[f"maps_{grid}"] = (("image", "word", f"head_{grid}", f"y_{grid}", f"x_{grid}"), values)
-        coords[f"head_{grid}"] = np.arange(first, first + heads)
-        first += heads
-    maps = xr.Dataset(data, coords, attrs={"height": 512, "width": 512})
-    start = time.perf_counter()
-    sa.study_iou_curves(maps, rng.permutation(first), (0.3, 0.4, 0.5))
-    results.add("surface", round((time.perf_counter() - start) * 100 / images, 1))
+    results.add("surface", round(surface_seconds(images, (0.3, 0.4, 0.5)) * 100 / images, 1))
 
 
 JOBS = {
@@ -376,15 +364,15 @@ def markdown(results: Results) -> str:
 
 def _rounds(cells: dict[str, Any], name: str) -> list[dict[str, Any]]:
     rounds = [cells[f"time/{pair}"] for pair in range(PAIRS) if f"time/{pair}" in cells]
-    return [each for each in rounds if name in each["cpu_s"]]
+    return [cell for cell in rounds if name in cell["cpu_s"]]
 
 
 def _time(cells: dict[str, Any], name: str) -> str:
     if not (rounds := _rounds(cells, name)):
         return ""
     if name == "plain":
-        return f"{median(each['cpu_s']['plain'] for each in rounds):.1f} s"
-    ratios = [each["cpu_s"][name] / each["cpu_s"]["plain"] for each in rounds]
+        return f"{median(cell['cpu_s']['plain'] for cell in rounds):.1f} s"
+    ratios = [cell["cpu_s"][name] / cell["cpu_s"]["plain"] for cell in rounds]
     shown = f"× {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
     hooks = cells.get(f"hooks/{name}")
     return f"{shown}; in hooks {median(hooks):.1%}" if hooks else shown
@@ -393,7 +381,7 @@ def _time(cells: dict[str, Any], name: str) -> str:
 def _image(cells: dict[str, Any], name: str) -> str:
     if not (rounds := _rounds(cells, name)):
         return ""
-    changed = max(each["image_changed_by"][name] for each in rounds)
+    changed = max(cell["image_changed_by"][name] for cell in rounds)
     return f"changed by up to {changed:.0e}" if changed else "the same bits"
 
 
