@@ -1,5 +1,6 @@
 """Names of models to ready pipelines."""
 
+import json
 import logging
 import os
 import re
@@ -24,15 +25,11 @@ HUB = {
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
 }
 
-
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-
 
 EMBEDDED = "emoji-sd"
 
-
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
 
 DEVICES = ("cpu", "cuda", "mps")
 
@@ -64,18 +61,42 @@ def load_pipeline(
     revision: str | None = None,
     offload: bool = False,
 ) -> DiffusionPipeline:
-    """A text-to-image pipeline, ready to call, without a progress bar of its own.
+    """Load a text-to-image pipeline, ready to call, without a progress bar of its own.
 
-    `name`: "emoji-sd" (shipped, needs no network), "sd14", "sd15", "sd21", "sdxl", a Hugging Face hub id "owner/model",
-    or a local folder; of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, or FLUX.1. `device`: see `pick_device`. `dtype`: by
-    default float32, but on CUDA float16, or bfloat16 for SD3 and FLUX. `revision`: of a hub id, a branch, tag or
-    commit; the newest by default. `offload`: keep each part of the model in main memory until it is called; slower,
-    for a card that cannot hold them all. Weights are read from safetensors only, and no code that comes with a model
-    is ever run.
+    Weights are read from safetensors only, and no code that comes with a model is ever run.
 
-    Raises ValueError if `name` is none of these, or names a pipeline of another kind, or if there is no such device
-    or nothing to offload from; OSError, with what to do, if the hub cannot be reached or does not let you in, or if a
-    file of the model is missing or damaged.
+    Parameters
+    ----------
+    name : str or path
+        "emoji-sd" (shipped, needs no network), "sd14", "sd15", "sd21", "sdxl", a Hugging Face hub id "owner/model", or
+        a local folder; of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, or FLUX.1.
+    device : str, optional
+        See `pick_device`.
+    dtype : torch.dtype, optional
+        By default float32, but on CUDA float16, or bfloat16 for Stable Diffusion 3 and FLUX.
+    revision : str, optional
+        Of a hub id, a branch, tag or commit; the newest by default.
+    offload : bool
+        Keep each part of the model in main memory until it is called; slower, for a card that cannot hold them all.
+
+    Returns
+    -------
+    diffusers.DiffusionPipeline
+
+    Raises
+    ------
+    ValueError
+        If `name` is none of these, or names a pipeline of another kind, or if there is no such device or nothing to
+        offload from.
+    OSError
+        With what to do, if the hub cannot be reached or does not let you in, or if a file of the model is missing or
+        damaged.
+
+    Examples
+    --------
+    >>> pipe = load_pipeline("emoji-sd", device="cpu")
+    >>> pipe("photo of a bear", num_inference_steps=2).images[0].size
+    (128, 128)
     """
     device = pick_device(device)
     if offload and device == "cpu":
@@ -90,6 +111,7 @@ def load_pipeline(
         )
     checker = {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in index else {}
     with explaining_load_errors(str(name), source):
+        check_shards(source)
         pipe = DiffusionPipeline.from_pretrained(
             source,
             dtype=dtype or DTYPES[default_dtype(name, device, revision)],
@@ -118,6 +140,16 @@ def default_dtype(name: str | Path, device: str, revision: str | None = None) ->
     return "bf16" if "transformer" in model_index(name, revision) else "fp16"
 
 
+def check_shards(source: str) -> None:
+    """Raise OSError if an index in a folder names what is no safetensors file in it, which libraries would open."""
+    folder = os.path.abspath(source)
+    for index in Path(folder).rglob("*.safetensors.index*.json"):
+        for name in json.loads(index.read_text())["weight_map"].values():
+            path = os.path.normpath(index.parent / name)  # a link may lead out of the folder, as in the hub's cache
+            if not path.startswith(folder + os.sep) or not path.endswith(".safetensors"):
+                raise OSError(f"{index.name} names {name!r}, which is no safetensors file of this folder")
+
+
 @contextmanager
 def explaining_load_errors(name: str, source: str) -> Iterator[None]:
     """Whatever stops `name` from being loaded from `source`, a folder or a hub id, as one OSError of a sentence."""
@@ -129,7 +161,7 @@ def explaining_load_errors(name: str, source: str) -> Iterator[None]:
                 "expected a whole copy of the model: a file there is missing or damaged, or is not one that is read "
                 "(weights are safetensors only, and code is never run)"
             )
-        elif any(isinstance(each, GatedRepoError) for each in _chain(error)):
+        elif any(isinstance(cause, GatedRepoError) for cause in _chain(error)):
             way = f"accept its terms at https://huggingface.co/{source}, then log in with: hf auth login"
         else:
             way = (
@@ -180,13 +212,13 @@ def model_source(name: str | Path) -> str:
     )
 
 
-def pick_device(wanted: str | None = None) -> str:
-    """`wanted`, else what `$SELATTN_DEVICE` says, else "cuda", "mps" or "cpu", the first that this machine has.
+def pick_device(device: str | None = None) -> str:
+    """`device`, else what `$SELATTN_DEVICE` says, else "cuda", "mps" or "cpu", the first that this machine has.
 
     Raises ValueError if this machine has no such device.
     """
-    there = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
-    wanted = wanted or os.environ.get("SELATTN_DEVICE") or there[0]
-    if wanted.partition(":")[0] not in there:
-        raise ValueError(f"no device {wanted!r} on this machine: expected {' or '.join(there)}")
-    return wanted
+    present = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    device = device or os.environ.get("SELATTN_DEVICE") or present[0]
+    if device.partition(":")[0] not in present:
+        raise ValueError(f"no device {device!r} on this machine: expected {' or '.join(present)}")
+    return device

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..emoji.art import glyphs
 from ..emoji.segmenter import Prediction, load_weights
-from .pipelines import EMBEDDED, explaining_load_errors, without_progress_bars
+from .pipelines import EMBEDDED, check_shards, explaining_load_errors, without_progress_bars
 
 SEGMENTERS = (EMBEDDED, "grounded-sam", "sam3")
 
@@ -155,12 +155,14 @@ class GroundedSAM:
                  box_threshold: float = 0.3) -> None:  # fmt: skip
         self.box_threshold, self.device = box_threshold, device
         with explaining_load_errors("grounded-sam", detector):
+            check_shards(detector)
             model = transformers.GroundingDinoForObjectDetection.from_pretrained(detector, **LOADING)
             self.detector = model.to(device).eval()
             self.detector_processor = transformers.GroundingDinoProcessor.from_pretrained(
                 detector, trust_remote_code=False
             )
         with explaining_load_errors("grounded-sam", segmenter):
+            check_shards(segmenter)
             self.segmenter = transformers.SamModel.from_pretrained(segmenter, **LOADING).to(device).eval()
             self.segmenter_processor = transformers.SamProcessor.from_pretrained(segmenter, trust_remote_code=False)
 
@@ -210,6 +212,7 @@ class Sam3:
     def __init__(self, device: str = "cpu", *, source: str = SOURCE, threshold: float = 0.3) -> None:
         self.threshold, self.device = threshold, device
         with explaining_load_errors("sam3", source):
+            check_shards(source)
             self.model = transformers.Sam3Model.from_pretrained(source, **LOADING).to(device).eval()
             self.tokenizer = transformers.CLIPTokenizer.from_pretrained(source)
 

@@ -14,6 +14,7 @@ import pytest
 import tiny_families
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DModel
+from safetensors.torch import load_file
 
 from selattn_lib.attention.capture import capture
 from selattn_lib.concepts import load_concepts
@@ -110,6 +111,32 @@ def test_a_missing_or_damaged_file_is_one_sentence(
     with pytest.raises(OSError, match="a file there is missing or damaged, or is not one that is read") as error:
         load_pipeline(tmp_path)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["../../outside.safetensors", "shard.bin", "{folder}/outside.safetensors"])
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_an_index_names_safetensors_files_of_its_folder_only(
+    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, name: str
+) -> None:
+    folder = tmp_path / "model"
+    tiny_pipe.save_pretrained(folder)
+    getattr(tiny_pipe, part).save_pretrained(folder / part, max_shard_size="40KB")
+    [index] = (folder / part).glob("*.safetensors.index.json")
+    [*_, whole] = (folder / part).glob("*[lr].safetensors")
+    whole.unlink()
+    assert load_pipeline(folder, device="cpu").unet is not None, "shards as they should be are read"
+    content = json.loads(index.read_text())
+    shard = next(iter(content["weight_map"].values()))
+    (folder / part / shard).rename(tmp_path / "outside.safetensors")
+    torch.save(load_file(tmp_path / "outside.safetensors"), folder / part / "shard.bin")
+    content["weight_map"] = {
+        key: name.format(folder=tmp_path) if value == shard else value for key, value in content["weight_map"].items()
+    }
+    index.write_text(json.dumps(content))
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(OSError, match="which is no safetensors file of this folder.*: expected a whole copy") as error:
+        load_pipeline(folder, device="cpu")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("where", ["unet", "_class_name"])
