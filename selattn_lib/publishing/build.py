@@ -21,11 +21,10 @@ def stage(root: Path, notebooks: Path, source: Path) -> None:
 
 
 def build_book(root: Path, notebooks: Path, out: Path, builder: str = "html", strict: bool = False) -> Path:
-    """Build the book of repository `root` from the executed notebooks in a folder; returns its index.html.
+    """Build the book of repository `root` from executed notebooks into `out`/_build; returns its index.html.
 
-    `out`: the folder that gets `_build`. `builder`: "html", or "singlehtml" for one page, to be printed.
-    `strict`: warnings are errors.
-    Raises SystemExit with Jupyter Book's code if it fails.
+    `builder`: "html", or "singlehtml" for one page, to be printed. `strict`: warnings are errors. Raises SystemExit
+    with Jupyter Book's code if it fails.
     """
     if not any(notebooks.glob("*.ipynb")):
         raise FileNotFoundError(f"no notebook in {notebooks}; make some with: selattn run --out {notebooks} ...")

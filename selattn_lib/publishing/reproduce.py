@@ -31,15 +31,11 @@ from .notebooks import run
 from .options import ReproduceOptions
 
 CHAPTERS = ("01_head_relevance", "02_segmentation", "03_most_vs_least", "04_mouse_diagnosis", "05_ablation")
-
-
 NOTE = """```{{admonition}} Run on {model}
 :class: warning
 Every figure, table and printed number of this copy of the chapter was made with **{model}** by `selattn reproduce`. The
 words around them were written about `emoji-sd`.
 ```"""
-
-
 ANSWER = "**Answer.** Yours to give: what stands above was measured on {model}."
 
 
@@ -47,8 +43,7 @@ class Reproduction(ReproduceOptions):
     """A run of `selattn reproduce`, given its options: which studies, notebooks and book they make."""
 
     def run(self, root: Path) -> None:
-        """Say what will be done, and unless it is a dry run do it, with the notebooks and the book's pages of
-        repository `root`.
+        """Say what will be done and, unless it is a dry run, do it with the notebooks and pages of repository `root`.
 
         All studies are computed here, under one progress bar; the notebooks find them done. Raises ValueError on
         anything out of range, OSError if the model cannot be loaded, MemoryError if it does not fit.
@@ -205,10 +200,7 @@ def outcomes(study: Study | DiagnosisStudy) -> list[str]:
 
 def time_call(unet: Any, device: str, dtype: str, images: int) -> tuple[float, int]:
     """(seconds, bytes) that one call takes of a UNet without weights (see `unet_layout`), on so many images under
-    guidance; the bytes are those of the weights where the device is not CUDA, and the peak there.
-
-    Raises MemoryError if it does not fit.
-    """
+    guidance: on CUDA the peak, else the weights' bytes. MemoryError if it does not fit."""
     config, rows = unet.config, 2 * images
     zeros = partial(torch.zeros, device=device, dtype=DTYPES[dtype])
     try:

@@ -42,3 +42,49 @@ def test_importing_is_quick_and_quiet() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
     assert json.loads(done.stdout.splitlines()[-1]) == [[], "function", "selattn_lib.studies"]
+
+
+def imported(path: Path) -> list[tuple[str, list[str], bool]]:
+    """(module, names, whether within a function) of each import of a file that runs: not those for type checkers."""
+    tree = ast.parse(path.read_text())
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    inner = {id(node) for function in functions for node in ast.walk(function)}
+    checks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    skipped = {id(node) for check in checks for node in ast.walk(check)}
+    imports: list[tuple[str, list[str], bool]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in skipped:
+            module = "." * node.level + (node.module or "")
+            imports.append((module, [alias.name for alias in node.names], id(node) in inner))
+        elif isinstance(node, ast.Import) and id(node) not in skipped:
+            imports += [(alias.name, [], id(node) in inner) for alias in node.names]
+    return imports
+
+
+MODULES = sorted(path.relative_to(LIBRARY).as_posix() for path in LIBRARY.rglob("*.py"))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_private_name_crosses_a_modules_border_and_no_import_hides_in_a_function(module: str) -> None:
+    for source, names, within in imported(LIBRARY / module):
+        own = source.startswith((".", "selattn_lib"))
+        assert not own or not [name for name in names if name.startswith("_")], f"from {source} import {names}"
+        assert not (own and within) or module == "cli.py", f"{source} is imported within a function"
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.glob("test_*.py")), ids=lambda path: path.stem)
+def test_a_unit_test_loads_no_browser(path: Path) -> None:
+    support = {file.stem: file for file in (path.parents[1] / "support").glob("*.py")}
+    waiting, seen = [path], set()
+    while waiting:
+        file = waiting.pop()
+        modules = {source.partition(".")[0] for source, _, within in imported(file) if not within} - seen
+        assert "playwright" not in modules, file
+        seen |= modules
+        waiting += [support[module] for module in modules & set(support)]
+
+
+def test_what_all_tests_share_loads_no_model_library() -> None:
+    for path in (Path(__file__).parents[1] / "conftest.py", LIBRARY.parent / "conftest.py"):
+        modules = {source.partition(".")[0] for source, _, within in imported(path) if not within}
+        assert not modules & {"torch", "diffusers", "transformers", "selattn_lib", "tiny_sd"}, path
