@@ -6,7 +6,6 @@ from typing import Any
 import anywidget
 import traitlets
 
-from ..evaluation.scores import FLOOR
 from ..figures.theme import COLOURS, INK
 from ..maps.overlay import DASH, OUTLINE_DARKNESS, OUTLINE_WIDTHS, OVERLAY_OPACITY, PERIOD, colour_map
 
@@ -31,7 +30,6 @@ CONSTANTS = {  # what Python and the browser's scripts share
     "outline_widths": list(OUTLINE_WIDTHS),
     "outline_darkness": OUTLINE_DARKNESS,
     "dash": [DASH, PERIOD],
-    "floor": FLOOR,
 }
 
 

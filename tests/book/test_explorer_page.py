@@ -7,13 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chromium import address, expect_no_overflow, watched_page
-from explorer_page import rankings, settled, synthetic, write_page
+from explorer_page import settled, write_page
 from playwright.sync_api import Browser, Locator, Page
+from synthetic import names_of, rankings, synthetic
 
-from selattn_lib.evaluation.scores import attention_share, iou, study_iou_curves
-from selattn_lib.explorers.aggregation import METHODS, AggregationExplorer
+from selattn_lib.evaluation.scores import attention_ratio, iou, ious
+from selattn_lib.explorers.aggregation import AggregationExplorer
 from selattn_lib.explorers.diagnosis import DiagnosisExplorer
 from selattn_lib.explorers.heads import HeadExplorer
+from selattn_lib.explorers.view import METHODS
+from selattn_lib.maps.head_maps import HeadMaps
+from selattn_lib.maps.head_sets import first_heads
 
 LAYERS = [("down", 16), ("down", 8), ("mid", 4), ("up", 8), ("up", 16)]
 SD14 = [("down", 64), ("down", 64), ("down", 32), ("down", 32), ("down", 16), ("down", 16), ("mid", 8)]
@@ -24,13 +28,13 @@ H = 40
 
 @pytest.fixture(scope="module")
 def explorers() -> dict[str, object]:
-    results = synthetic(LAYERS, 128, ["mouse", "bat"], 2)
-    one = results.rename(truth_round="truth").drop_vars("truth_square")
-    orders, names = rankings(H), results.attrs["heads"]
+    maps = synthetic(LAYERS, 128, ["mouse", "bat"], 2)
+    one = HeadMaps(maps.dataset.rename(truth_round="truth").drop_vars("truth_square"))
+    orders, names = rankings(H), names_of(LAYERS)
     return {
         "aggregation": AggregationExplorer(one, orders, heads=names, k=12),
-        "heads": HeadExplorer(results, orders, heads=names, k=12),
-        "diagnosis": DiagnosisExplorer(results, orders, heads=names, k=12, concepts=MEANINGS),
+        "heads": HeadExplorer(maps, orders, heads=names, k=12),
+        "diagnosis": DiagnosisExplorer(maps, orders, heads=names, k=12, concepts=MEANINGS),
     }
 
 
@@ -97,7 +101,7 @@ def test_aggregation_reads_the_librarys_numbers(page: Page, explorers: dict) -> 
             settled(box)
             expected = f"IoU {explorer.iou:.3f}, {explorer.mask.values.mean():.0%}".replace("%", " %")
             assert box.locator(".selattn-chosen figcaption").inner_text() == f"{expected} of the picture"
-            all_heads = explorer._iou(explorer._heat("all"))
+            all_heads = iou((explorer.heat_of("all") > threshold).values, explorer.item.truths["truth"])
             assert box.locator(".selattn-all figcaption").inner_text().startswith(f"IoU {all_heads:.3f},")
             gain = float(f"{explorer.iou:.3f}") - float(f"{all_heads:.3f}")
             said = re.search(r"difference (.)([\d.]+)", box.locator(".selattn-status").inner_text())
@@ -112,12 +116,11 @@ def test_the_curve_over_k_and_its_marker(page: Page, explorers: dict) -> None:
     )  # fmt: skip
     box.page.wait_for_function("[...document.querySelectorAll('.selattn-curve path')].every(p => p.getAttribute('d'))")
     paths = box.locator(".selattn-curve path").evaluate_all("els => els.map(e => e.getAttribute('d'))")
-    item = explorer.item
-    held = item.maps.assign(truth=(("image", "y", "x"), item.truths["truth"][None]))
-    order = explorer.rankings["Animals"]
+    item, order, every_k = explorer.item, explorer.rankings["Animals"], range(1, H + 1)
+    maps = item.maps.with_pictures([item.picture], truth=item.truths["truth"][None])
     for path, heads in zip(paths, (order, order[::-1], explorer.view.random_order), strict=True):
         drawn = [(218 - float(y)) / 210 for y in re.findall(r"[ML][\d.]+ ([\d.]+)", path)]
-        np.testing.assert_allclose(drawn, study_iou_curves(held, heads, [0.4])[0, :, 0], atol=0.002)
+        np.testing.assert_allclose(drawn, ious(maps, first_heads(heads, every_k), [0.4])[0, :, 0], atol=0.002)
     curve = box.locator(".selattn-curve")
     size = curve.bounding_box()
     curve.click(position={"x": size["width"] * (40 + 410 * 24 / 39) / 460, "y": size["height"] / 2})
@@ -179,10 +182,11 @@ def test_a_head_says_what_it_sees_and_what_it_is_relevant_to(page: Page, explore
     own = box.locator(".selattn-own")
     assert own.locator(".selattn-title").inner_text() == "mid 0, head 5"
     explorer.heads = [21]
-    shares = {name: attention_share(explorer.heat.values, mask) for name, mask in explorer.item.truths.items()}
+    truths, heat = explorer.item.truths, explorer.heat.values
+    ratios = {name: attention_ratio(heat, mask) for name, mask in truths.items()}
     text = own.locator("figcaption").inner_text()
     assert text.startswith("4 × 4, ")
-    assert all(f"{share:.2f} × as strong on {name}" in text for name, share in shares.items())
+    assert all(f"{ratio:.2f} × as strong on {name}" in text for name, ratio in ratios.items())
     ranks = sorted((int(np.flatnonzero(order == 21)[0]) + 1, name) for name, order in explorer.rankings.items())
     listed = own.locator("li").all_inner_texts()
     assert listed == [f"{name} rank {rank} of {H}" for rank, name in ranks]
@@ -213,7 +217,7 @@ def test_diagnosis_compares_concepts(page: Page, explorers: dict) -> None:
             choose(box, "Concept 1", other)
             settled(box)
         explorer.word = word
-        a, b = (explorer._heat(explorer.rankings[concept][:12]).values > 0.4 for concept in concepts)
+        a, b = (explorer.heat_of(explorer.rankings[concept][:12]).values > 0.4 for concept in concepts)
         shared = len(set(explorer.rankings[concepts[0]][:12]) & set(explorer.rankings[concepts[1]][:12]))
         status = box.locator(".selattn-status").inner_text()
         expected = f"{' and '.join(concepts)}: {shared} heads shared, their masks overlap with IoU {iou(a, b):.3f}"
@@ -260,10 +264,10 @@ def test_a_slider_step_with_maps_as_large_as_sd14s(
 ) -> None:
     """The numbers are those of every pixel, though fewer are drawn. How long a step takes to draw is printed: 16 ms is
     what is wanted of a quiet machine."""
-    results = synthetic(SD14, 512, ["mouse"], 1)
+    maps = synthetic(SD14, 512, ["mouse"], 1)
     explorers = {"aggregation": AggregationExplorer, "heads": HeadExplorer, "diagnosis": DiagnosisExplorer}
     concepts = {"concepts": MEANINGS} if kind == "diagnosis" else {}
-    explorer = explorers[kind](results, rankings(128), heads=results.attrs["heads"], k=30, **concepts)
+    explorer = explorers[kind](maps, rankings(128), heads=names_of(SD14), k=30, **concepts)
     write_page(tmp_path, [explorer])
     assert len(explorer.view.maps) == 2 * 215_552
     with address(tmp_path, "file") as root, browser.new_context() as context, watched_page(context, root) as page:
@@ -275,7 +279,7 @@ def test_a_slider_step_with_maps_as_large_as_sd14s(
                 page.locator(f'.noUi-handle[aria-label="{label}"]').press("ArrowLeft")
                 settled(page.locator("body"))
                 times.append(float(page.locator(".selattn-view").get_attribute("data-draw-ms")))
-        heat = explorer._heat(explorer.rankings["Animals"][:20]).values
+        heat = explorer.heat_of(explorer.rankings["Animals"][:20]).values
         said = page.locator(".selattn-chosen figcaption").first.inner_text()
     expected = [f"IoU with {name} {iou(heat > 0.3, truth):.3f}" for name, truth in explorer.item.truths.items()]
     assert said.startswith(", ".join(expected))

@@ -17,7 +17,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Browser, Page, expect
 
 CELLS = [
-    "from selattn_lib.workbench import Workbench\nbench = Workbench(steps=2)\nbench",
+    "from selattn_lib.explorers import Workbench\nbench = Workbench(steps=2)\nbench",
     "print(bench.selection, len(bench.heads), f'{bench.mask.values.mean():.0%}')",
 ]
 

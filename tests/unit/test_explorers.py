@@ -274,11 +274,10 @@ result.heats = [[...core.sampled(full, height, width, 2)], [...drawn]];
 def test_the_ratio_of_attention_on_a_mask(tmp_path, explorer, results):
     """The browser, the explorer's own ranking, and the library's `attention_on`."""
     body = """
-const { floor } = state.constants;
 const own = load(1).map((_, head) => core.heatmap(load(1), [head], height, width));
-result.ratios = own.map((heat) => core.attentionRatio(heat, truthOf(1), floor));
+result.ratios = own.map((heat) => core.attentionRatio(heat, truthOf(1)));
 result.order = core.descending(result.ratios);
-result.special = CASES.map(([heat, mask]) => core.attentionRatio(heat, mask, floor));
+result.special = CASES.map(([heat, mask]) => core.attentionRatio(heat, mask));
 """
     cases = [([0.5, 1], [0, 0]), ([0, 0], [1, 0]), ([0, 1], [1, 0]), ([1e-7, 1e-8], [1, 0]), ([1e-7, 1], [1, 0])]
     found = run_in_node(tmp_path, explorer.view, body.replace("CASES", json.dumps(cases)))
@@ -287,7 +286,7 @@ result.special = CASES.map(([heat, mask]) => core.attentionRatio(heat, mask, flo
     np.testing.assert_allclose(found["ratios"], expected[:, 0, 0], rtol=1e-5)
     special = [attention_ratio(np.array([heat]), np.array([mask], bool)) for heat, mask in cases]
     np.testing.assert_allclose(found["special"], special, rtol=1e-6)
-    assert special[:2] == [1, 1]
+    assert special[:3] == [1, 1, 2]
     picker = HeadExplorer(results, {"Animals": np.arange(N_HEADS)}, heads=NAMES, k=3)
     picker.image, picker.ranking = 1, "attention on truth"
     assert picker.order.tolist() == found["order"]

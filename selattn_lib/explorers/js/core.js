@@ -345,8 +345,8 @@ export function memberships(masks) {
   return counts;
 }
 
-/** A heat map's mean on a mask over its mean everywhere, means of at least `floor`; 1 if the mask is empty. */
-export function attentionRatio(heat, mask, floor) {
+/** A heat map's mean on a mask over its mean everywhere; 1 if either is empty. */
+export function attentionRatio(heat, mask) {
   let inside = 0;
   let area = 0;
   let total = 0;
@@ -355,7 +355,7 @@ export function attentionRatio(heat, mask, floor) {
     inside += mask[i] * heat[i];
     area += mask[i];
   }
-  return area ? Math.max(inside / area, floor) / Math.max(total / heat.length, floor) : 1;
+  return area && total ? inside / area / (total / heat.length) : 1;
 }
 
 /** Indices of numbers, the largest first, of equal ones the lower index first. */

@@ -5,7 +5,6 @@ const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], Arrow
 
 export function headsView(scene, redraw) {
   const { get, nHeads, concepts, rankings } = scene;
-  const { floor } = scene.constants;
   const rows = get("grid");
   const scores = get("scores");
   const nameOf = [];
@@ -39,7 +38,7 @@ export function headsView(scene, redraw) {
   /** (head) how much more of each head's own map falls on a region than elsewhere. */
   function ratiosOf(region) {
     const truth = scene.shown.truths[scene.shown.regions.indexOf(region)];
-    return Array.from({ length: nHeads }, (_, head) => (truth ? attentionRatio(ownHeat(head), truth, floor) : 1));
+    return Array.from({ length: nHeads }, (_, head) => (truth ? attentionRatio(ownHeat(head), truth) : 1));
   }
 
   const ownHeat = (head) => heatmap(scene.shown.heads, [head], scene.height, scene.width);
@@ -174,7 +173,7 @@ export function headsView(scene, redraw) {
     const measured = scene.measure(heat, level);
     const ratios = scene.shown.truths.map((truth, i) => {
       const name = scene.shown.regions[i] === "truth" ? "the object" : scene.shown.regions[i];
-      return `${attentionRatio(heat, truth, floor).toFixed(2)} × as strong on ${name}`;
+      return `${attentionRatio(heat, truth).toFixed(2)} × as strong on ${name}`;
     });
     const { height, width } = scene.shown.heads[focus];
     scene.describe(own, nameOf[focus], [`${height} × ${width}`, measured.text, ...ratios].join(", "));
