@@ -43,8 +43,9 @@ def folder(explorers, tmp_path_factory) -> Path:
     return write_page(tmp_path_factory.mktemp("explorers"), list(explorers.values())).parent
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(browser: Browser, folder: Path) -> Iterator[Page]:
+    """One page for all tests, since its start costs more than they do: each sets what it depends on."""
     with address(folder, "file") as root, browser.new_context(viewport={"width": 1280, "height": 900}) as context:
         with watched_page(context, root) as page:
             page.goto(root + "index.html")
@@ -63,11 +64,11 @@ def box_of(page: Page, explorers: dict, kind: str) -> Locator:
 
 
 def slide(box: Locator, label: str, value: float, low: float, step: float) -> None:
-    """Move a slider by the keyboard, from its low end."""
+    """Move a slider by the keyboard, from its low end: a page is five steps."""
     handle = box.locator(f'.noUi-handle[aria-label="{label}"]')
-    handle.press("Home")
-    for _ in range(round((value - low) / step)):
-        handle.press("ArrowRight")
+    pages, steps = divmod(round((value - low) / step), 5)
+    for key in ["Home", *["PageUp"] * pages, *["ArrowRight"] * steps]:
+        handle.press(key)
 
 
 def choose(box: Locator, label: str, option: str) -> None:
@@ -114,6 +115,10 @@ def test_the_curve_over_k_and_its_marker(page: Page, explorers: dict) -> None:
     explorer.word, explorer.image, explorer.concept, explorer.method, explorer.threshold = (
         "mouse", 0, "Animals", "top k", 0.4,
     )  # fmt: skip
+    for label, option in {"Word": "mouse", "Image": "picture 1", "Concept": "Animals", "Method": "top k"}.items():
+        choose(box, label, option)
+    slide(box, "Threshold", 0.4, 0.05, 0.01)
+    settled(box)
     box.page.wait_for_function("[...document.querySelectorAll('.selattn-curve path')].every(p => p.getAttribute('d'))")
     paths = box.locator(".selattn-curve path").evaluate_all("els => els.map(e => e.getAttribute('d'))")
     item, order, every_k = explorer.item, explorer.rankings["Animals"], range(1, H + 1)
@@ -151,6 +156,9 @@ def test_heads_are_picked_by_clicks_layers_resolutions_and_keys(page: Page, expl
         assert box.locator(".selattn-chosen figcaption").inner_text().startswith(", ".join(numbers))
 
     ranked = explorer.rankings["Animals"][:12].tolist()
+    choose(box, "Rank by", "Animals")
+    slide(box, "Heads k", 12, 1, 1)
+    box.get_by_role("button", name="Top 12", exact=True).click()
     expect(ranked)
     tile = box.locator(".selattn-tile")
     tile.nth(ranked[0]).click()
@@ -195,7 +203,8 @@ def test_a_head_says_what_it_sees_and_what_it_is_relevant_to(page: Page, explore
 def test_which_heads_see_a_meaning(page: Page, explorers: dict) -> None:
     """Ranked by attention, the first heads are named in words."""
     explorer, box = explorers["heads"], box_of(page, explorers, "heads")
-    explorer.k, explorer.ranking = 12, "attention on square"
+    explorer.k, explorer.ranking, explorer.view.picked = 12, "attention on square", None
+    slide(box, "Heads k", 12, 1, 1)
     choose(box, "Rank by", "attention on square")
     settled(box)
     first = [f"{LAYERS_OF[head // 8]}, head {head % 8}" for head in explorer.order[:5]]
@@ -246,8 +255,17 @@ def test_everything_has_a_name_and_takes_the_keyboard(page: Page, explorers: dic
         assert stops == (kind == "heads")
 
 
+@pytest.fixture
+def phone(page: Page) -> Iterator[Page]:
+    expect_no_overflow(page)
+    yield page
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.evaluate("document.documentElement.dataset.theme = 'light'")
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_it_fits_a_phone_in_both_themes(page: Page, explorers: dict, theme: str) -> None:
+def test_it_fits_a_phone_in_both_themes(phone: Page, explorers: dict, theme: str) -> None:
+    page = phone
     page.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
     expect_no_overflow(page)
     colours = "e => [getComputedStyle(e).color, getComputedStyle(document.documentElement).backgroundColor]"

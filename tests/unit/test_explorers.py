@@ -286,7 +286,7 @@ result.special = CASES.map(([heat, mask]) => core.attentionRatio(heat, mask));
     np.testing.assert_allclose(found["ratios"], expected[:, 0, 0], rtol=1e-5)
     special = [attention_ratio(np.array([heat]), np.array([mask], bool)) for heat, mask in cases]
     np.testing.assert_allclose(found["special"], special, rtol=1e-6)
-    assert special[:3] == [1, 1, 2]
+    assert special[:3] == [1, 1, 0]
     picker = HeadExplorer(results, {"Animals": np.arange(N_HEADS)}, heads=NAMES, k=3)
     picker.image, picker.ranking = 1, "attention on truth"
     assert picker.order.tolist() == found["order"]
