@@ -14,8 +14,10 @@ from .evaluation.baselines import best_disc as best_disc
 from .evaluation.baselines import centred_disc as centred_disc
 from .evaluation.baselines import full_frame as full_frame
 from .evaluation.scores import attention_on as attention_on
+from .evaluation.scores import attention_ratio as attention_ratio
 from .evaluation.scores import iou as iou
 from .evaluation.scores import ious as ious
+from .evaluation.scores import log_attention_ratio as log_attention_ratio
 from .evaluation.scores import log_attention_ratio as log_attention_ratio
 from .evaluation.scores import threshold_free as threshold_free
 from .evaluation.statistics import bootstrap_mean as bootstrap_mean

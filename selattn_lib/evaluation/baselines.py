@@ -13,14 +13,50 @@ from .scores import ious
 
 
 def centred_disc(height: int, width: int, radius: float) -> np.ndarray:
-    """Boolean mask (y, x): the pixels whose centre is at most `radius` pixels from the image's centre."""
+    """A disc in the middle of the picture, a baseline that knows nothing.
+
+    Parameters
+    ----------
+    height, width : int
+        Of the picture in pixels.
+    radius : float
+        In pixels, 0 or more.
+
+    Returns
+    -------
+    array (y, x) bool
+        The pixels whose centre is at most `radius` pixels from the picture's centre.
+
+    Examples
+    --------
+    >>> centred_disc(3, 3, 1).astype(int).tolist()
+    [[0, 1, 0], [1, 1, 1], [0, 1, 0]]
+    """
     return _distance(height, width) <= radius
 
 
 def best_disc(truths: Any) -> tuple[int, float]:
-    """The whole radius, in pixels, of the centred disc with the highest mean IoU with masks (image, y, x).
+    """The centred disc that fits true masks best: a baseline that knows only how large and how central objects are.
 
-    Returns (radius, mean IoU): a baseline that knows nothing but how large and how central objects are.
+    Parameters
+    ----------
+    truths : array (image, y, x) bool
+        True masks.
+
+    Returns
+    -------
+    (int, float)
+        The whole radius with the highest mean IoU, in pixels, and this IoU.
+
+    Raises
+    ------
+    ValueError
+        If the masks are not boolean, or there is none.
+
+    Examples
+    --------
+    >>> best_disc(centred_disc(9, 9, 3)[None])
+    (3, 1.0)
     """
     truths = np.asarray(truths)
     if truths.dtype != bool or truths.ndim != 3 or not len(truths):
@@ -35,7 +71,13 @@ def best_disc(truths: Any) -> tuple[int, float]:
 
 
 def full_frame(height: int, width: int) -> np.ndarray:
-    """Boolean mask (y, x) of the whole image, the other baseline."""
+    """The whole picture as a mask (y, x) bool, the other baseline.
+
+    Examples
+    --------
+    >>> full_frame(1, 2).tolist()
+    [[True, True]]
+    """
     return np.ones((height, width), dtype=bool)
 
 
@@ -58,11 +100,30 @@ def folds(groups: Any) -> list[np.ndarray]:
 
 
 def oracle_ious(maps: HeadMaps, single: xr.DataArray, ks: Sequence[int], *, groups: Any = None) -> xr.DataArray:
-    """IoU (image, k, threshold) of the best k heads: heads ranked by their own IoU on one half of the images, scored on
-    the other half, and the reverse. It has seen true masks, which head relevance has not: a ceiling to aim for.
+    """IoU of the best k heads, a ceiling to aim for: it has seen true masks, which head relevance has not.
 
-    `single` is `single_ious` of the same `maps`; each of its thresholds has a ranking of its own. Halves share no
-    group (default: the coordinate `subject`).
+    Heads are ranked by their own IoU on one half of the images and scored on the other half, and the reverse.
+
+    Parameters
+    ----------
+    maps : HeadMaps
+        With true masks.
+    single : xarray.DataArray (image, single, threshold)
+        `single_ious` of the same maps; each threshold has a ranking of its own.
+    ks : sequence of int
+        Numbers of heads.
+    groups : array (image), optional
+        Halves share no group; the coordinate ``subject`` by default.
+
+    Returns
+    -------
+    xarray.DataArray (image, k, threshold)
+        In [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If there is one group only.
     """
 
     def score(learnt: np.ndarray, scored: np.ndarray) -> xr.DataArray:
@@ -77,8 +138,32 @@ def oracle_ious(maps: HeadMaps, single: xr.DataArray, ks: Sequence[int], *, grou
 
 
 def cross_fitted(surface: xr.DataArray, groups: Any) -> tuple[xr.DataArray, list[dict[str, Any]]]:
-    """Scores (image) of the best cell of `surface` (image, ...), chosen on one half of the images and scored on the
-    other, and the reverse; and the two choices, dimension -> label. Halves share no group."""
+    """Scores of the best cell of a surface, chosen on one half of the images and scored on the other, and the reverse.
+
+    Parameters
+    ----------
+    surface : xarray.DataArray (image, ...)
+        Scores.
+    groups : array (image)
+        Halves share no group.
+
+    Returns
+    -------
+    (xarray.DataArray (image), list of dict)
+        The scores, and the two choices: dimension -> label.
+
+    Raises
+    ------
+    ValueError
+        If there is one group only.
+
+    Examples
+    --------
+    >>> surface = xr.DataArray([[0.9, 0.1], [0.2, 0.8]], {"k": [10, 20]}, ("image", "k"))
+    >>> scores, choices = cross_fitted(surface, ["bear", "cat"])
+    >>> scores.values.tolist(), choices
+    ([0.2, 0.1], [{'k': 10}, {'k': 20}])
+    """
     choices = []
 
     def score(learnt: np.ndarray, scored: np.ndarray) -> xr.DataArray:

@@ -86,6 +86,15 @@ def ious(
     ------
     ValueError
         If there is no such truth, or on sets that do not fit the maps.
+
+    Examples
+    --------
+    >>> square = np.zeros((1, 8, 8), bool)
+    >>> square[0, 2:6, 2:6] = True
+    >>> maps = HeadMaps.from_grids([([0], square[:, None, None])], ["bear"], (8, 8))
+    >>> maps = maps.with_pictures(np.zeros((1, 8, 8, 3), np.uint8), truth=square)
+    >>> ious(maps, {"first": [0]}, [0.5]).values.tolist()
+    [[[1.0]]]
     """
 
     def score(heats: torch.Tensor, mask: np.ndarray) -> np.ndarray:
@@ -103,7 +112,20 @@ def ious(
 
 
 def single_ious(maps: HeadMaps, thresholds: Sequence[float] = THRESHOLDS) -> xr.DataArray:
-    """IoU (image, single, threshold) of each head's own map, `single` numbering the heads."""
+    """IoU of each head's own map.
+
+    Parameters
+    ----------
+    maps : HeadMaps
+        With true masks.
+    thresholds : sequence of float
+        In (0, 1).
+
+    Returns
+    -------
+    xarray.DataArray (image, single, threshold)
+        In [0, 1]; `single` numbers the heads.
+    """
     singles = np.eye(maps.n_heads, dtype=np.float32)
     return ious(maps, xr.DataArray(singles, {"single": maps.heads}, ("single", "head")), thresholds)
 
@@ -119,6 +141,13 @@ def threshold_free(maps: HeadMaps, heads: Any = "all", *, word: int | str = 0, t
         In [0, 1]; not a number where the truth is empty. "average precision": of the ranking of pixels by the map.
         "best IoU": at whatever threshold is the best for this very map. "pointing game": 1 if the map's highest pixel
         is in the truth.
+
+    Examples
+    --------
+    >>> maps = HeadMaps.from_grids([([0], np.eye(2)[None, None, None])], ["bear"], (2, 2))
+    >>> maps = maps.with_pictures(np.zeros((1, 2, 2, 3), np.uint8), truth=np.eye(2, dtype=bool)[None])
+    >>> threshold_free(maps).values.tolist()
+    [[1.0, 1.0, 1.0]]
     """
 
     def score(heats: torch.Tensor, mask: np.ndarray) -> np.ndarray:
@@ -237,7 +266,20 @@ def log_attention_ratio(
 
 
 def mean_attention(maps: HeadMaps, heads: Mapping[str, Any]) -> xr.DataArray:
-    """(image, set) mean attention, in [0, 1], that the heads of each set give to the word, over all pixels."""
+    """How much attention the heads of each set give to the word, over all pixels.
+
+    Parameters
+    ----------
+    maps : HeadMaps
+        Of some pictures.
+    heads : mapping
+        Name -> heads, as for `ious`.
+
+    Returns
+    -------
+    xarray.DataArray (image, set)
+        The mean of their native maps, in [0, 1].
+    """
     weights = maps.weights(heads)
     shares = torch.from_numpy(weights.values).double()
     shares = shares / shares.sum(dim=1, keepdim=True)
@@ -250,7 +292,20 @@ def mean_attention(maps: HeadMaps, heads: Mapping[str, Any]) -> xr.DataArray:
 
 
 def map_correlation(maps: HeadMaps, heads: Mapping[str, Any]) -> xr.DataArray:
-    """(image) correlation, over pixels, of the maps of two sets of heads; 0 if one is constant."""
+    """How alike the maps of two sets of heads are.
+
+    Parameters
+    ----------
+    maps : HeadMaps
+        Of some pictures.
+    heads : mapping
+        Two names -> heads, as for `ious`.
+
+    Returns
+    -------
+    xarray.DataArray (image)
+        Pearson's correlation over pixels, in [-1, 1]; 0 if one map is constant.
+    """
     weights, correlations = maps.weights(heads), []
     for image in range(maps.n_images):
         one, other = torch.cat(list(maps.heatmaps(weights, image=image))).flatten(1).numpy()

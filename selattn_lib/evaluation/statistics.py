@@ -41,7 +41,13 @@ class Difference(NamedTuple):
 
 
 def format_p(p: float) -> str:
-    """`p = 0.002`, or `p < 0.001`: never 0.000, which no test with finitely many draws can show."""
+    """`p = 0.002`, or `p < 0.001`: never 0.000, which no test with finitely many draws can show.
+
+    Examples
+    --------
+    >>> format_p(2 / 1024), format_p(1 / 9999)
+    ('p = 0.002', 'p < 0.001')
+    """
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
@@ -150,9 +156,24 @@ def paired_difference(
 
 
 def effect_size(a: Any, b: Any, groups: Any = None) -> float:
-    """Cohen's d of paired values: the mean over groups of the mean difference a - b, over its standard deviation.
+    """Cohen's d of paired values, d = mean(D) / std(D), with D the mean difference a - b of each group.
 
-    0.2 is called small, 0.5 medium, 0.8 large. Not a number if all groups differ by the same.
+    Parameters
+    ----------
+    a, b : array (image)
+        Finite scores of the same images.
+    groups : array (image), optional
+        What images are alike by; each image by itself by default.
+
+    Returns
+    -------
+    float
+        0.2 is called small, 0.5 medium, 0.8 large. Not a number if all groups differ by the same.
+
+    Examples
+    --------
+    >>> effect_size([1.0, 3.0], [0.0, 0.0]).__round__(3)
+    1.414
     """
     sums, sizes = _group_sums(_checked_values(a) - _checked_values(b), groups)
     means = sums / sizes
@@ -164,13 +185,23 @@ def direction(difference: Difference) -> int:
     """1 or -1 where both the 95 % interval leaves out 0 and p is below 0.05, else 0.
 
     With few groups the interval alone is too narrow.
+
+    Examples
+    --------
+    >>> direction(Difference(-0.05, -0.07, -0.03, 0.002))
+    -1
     """
     return int(np.sign(difference.mean)) if difference.low * difference.high > 0 and difference.p < 0.05 else 0
 
 
 def statement(first: str, second: str, difference: Difference) -> str:
-    """What a paired difference says: "A beats B (+0.050 [+0.031, +0.069], p = 0.003)", or that A trails B, or cannot be
-    told from it."""
+    """What a paired difference says: that one beats the other, trails it, or cannot be told from it.
+
+    Examples
+    --------
+    >>> statement("A", "B", Difference(0.05, 0.031, 0.069, 0.003))
+    'A beats B (+0.050 [+0.031, +0.069], p = 0.003)'
+    """
     verb = ("cannot be told from", "beats", "trails")[direction(difference)]
     return f"{first} {verb} {second} ({difference})"
 
@@ -178,8 +209,23 @@ def statement(first: str, second: str, difference: Difference) -> str:
 def rank_correlation(first: Any, second: Any, *, seed: int = 0, draws: int = 9999) -> tuple[float, float]:
     """Spearman's rank correlation of two lists of the same things, and the two-sided p of a permutation test.
 
-    The p is exact where there are at most `draws` orders (up to 7 things), else `draws` random orders are counted.
-    Both are not a number where one list is constant.
+    Parameters
+    ----------
+    first, second : array (thing)
+        Numbers.
+    seed, draws : int
+        The p is exact where there are at most `draws` orders (up to 7 things), else of `draws` random orders.
+
+    Returns
+    -------
+    (float, float)
+        rho in [-1, 1], and p. Both are not a number where one list is constant.
+
+    Examples
+    --------
+    >>> rho, p = rank_correlation([1, 2, 3, 4, 5], [1, 2, 4, 8, 16])
+    >>> print(f"{rho:.1f}", format_p(p))  # 2 of 120 orders
+    1.0 p = 0.017
     """
     one, other = (rankdata(values) - (len(np.asarray(values)) + 1) / 2 for values in (first, second))
     if not (one.any() and other.any()):
@@ -201,28 +247,87 @@ def rank_correlation(first: Any, second: Any, *, seed: int = 0, draws: int = 999
 
 
 def percentile(value: float, draws: Any) -> tuple[float, float]:
-    """(percentile of `value` among the draws, one-sided p: the share of draws, `value` included, that reach it)."""
+    """Where a value stands among random draws.
+
+    Parameters
+    ----------
+    value : float
+        A score.
+    draws : array
+        The same score of random choices.
+
+    Returns
+    -------
+    (float, float)
+        The percentile, in [0, 100], and a one-sided p: the share of draws, `value` included, that reach it.
+
+    Examples
+    --------
+    >>> percentile(3, [1, 2, 3, 4])
+    (50.0, 0.6)
+    """
     draws = np.asarray(draws).ravel()
     return 100 * float((draws < value).mean()), float((1 + (draws >= value).sum()) / (1 + len(draws)))
 
 
 def spread(draws: Any) -> Interval:
-    """The mean of random draws, and what 95 % of them lie in."""
+    """The mean of random draws, and what 95 % of them lie in.
+
+    Examples
+    --------
+    >>> print(spread(range(101)))
+    50.000 [2.500, 97.500]
+    """
     draws = np.asarray(draws, dtype=float)
     return Interval(float(draws.mean()), *np.quantile(draws, [0.025, 0.975]).tolist())
 
 
 def band(curves: xr.DataArray, *, seed: int = 0, draws: int = 1000) -> np.ndarray:
-    """(k, 3): mean over images of curves (image, k) with the ends of a 95 % bootstrap interval, by `subject`."""
+    """The mean of curves, with its 95 % bootstrap interval at each k.
+
+    Parameters
+    ----------
+    curves : xarray.DataArray (image, k)
+        Scores; whole groups of the coordinate ``subject`` are drawn where there is one.
+    seed, draws : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    array (k, 3)
+        Mean, low, high.
+
+    Examples
+    --------
+    >>> band(xr.DataArray([[0.5, 0.5], [0.5, 0.5]], {"k": [1, 2]}, ("image", "k"))).tolist()
+    [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]
+    """
     groups = curves["subject"].values if "subject" in curves.coords else None
     return np.array([bootstrap_mean(curves.sel(k=k), groups, seed=seed, draws=draws) for k in curves["k"].values])
 
 
 def plateau(surface: xr.DataArray, groups: Any, *, seed: int = 0, draws: int = 1000) -> xr.DataArray:
-    """Where the mean of `surface` (image, ...) cannot be told from its highest: booleans (...).
+    """Where the mean of a surface cannot be told from its highest.
 
-    True where the 95 % bootstrap interval of the paired difference to the highest mean, drawing whole groups, reaches
-    0 or more.
+    Parameters
+    ----------
+    surface : xarray.DataArray (image, ...)
+        Scores.
+    groups : array (image)
+        What images are alike by.
+    seed, draws : int
+        Of the bootstrap, which draws whole groups.
+
+    Returns
+    -------
+    xarray.DataArray (...) bool
+        True where the 95 % interval of the paired difference to the highest mean reaches 0 or more.
+
+    Examples
+    --------
+    >>> surface = xr.DataArray([[0.5, 0.9], [0.6, 0.5], [0.4, 0.9], [0.5, 0.8]], dims=("image", "k"))
+    >>> plateau(surface, range(4)).values.tolist()
+    [False, True]
     """
     values = surface.transpose("image", ...).values.astype(float)
     cells = values.reshape(len(values), -1)
@@ -238,7 +343,17 @@ def plateau(surface: xr.DataArray, groups: Any, *, seed: int = 0, draws: int = 1
 def rank_agreement(first: Any, second: Any, top: int = 30) -> tuple[float, float]:
     """Spearman's rank correlation of two vectors (head), and the share of the `top` heads that they have in common.
 
-    Both are not a number where one vector is constant, as one without votes is.
+    Parameters
+    ----------
+    first, second : array (head)
+        Head relevance, or votes.
+    top : int
+        How many heads.
+
+    Returns
+    -------
+    (float, float)
+        Not a number where one vector is constant, as one without votes is.
 
     Examples
     --------
@@ -257,9 +372,30 @@ def agreement(
 ) -> xr.DataArray:
     """How well two head relevance vectors agree that are counted on different generations, n each.
 
-    `counts` are votes (image, concept, head); for each n of `sizes`, 2 n images are drawn and dealt to two sides.
-    Returns (size, draw, concept, statistic): "correlation" and "shared", as of `rank_agreement`; top / H are shared by
-    chance. Raises ValueError if there are fewer than 2 n images.
+    Parameters
+    ----------
+    counts : xarray.DataArray (image, concept, head)
+        Votes, 0 or more.
+    sizes : sequence of int
+        For each n, 2 n images are drawn and dealt to two sides.
+    top, draws, seed : int
+        As for `rank_agreement`; how often images are drawn, and by which seed.
+
+    Returns
+    -------
+    xarray.DataArray (size, draw, concept, statistic)
+        "correlation" and "shared", as of `rank_agreement`; by chance, top / H heads are shared.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 2 n images.
+
+    Examples
+    --------
+    >>> counts = xr.DataArray([[[3, 1, 0]]] * 4, {"concept": ["Animals"]}, ("image", "concept", "head"))
+    >>> agreement(counts, [2], top=1, draws=1).values.round(3).tolist()
+    [[[[1.0, 1.0]]]]
     """
     votes = counts.transpose("image", "concept", "head").values.astype(float)
     if wrong := [size for size in sizes if not 1 <= size <= len(votes) // 2]:
@@ -274,9 +410,27 @@ def agreement(
 
 
 def roc(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(false positive rate, true positive rate) of the detector "score at least s", for every s from high to low.
+    """The ROC curve of the detector "score at least s", for every s from high to low.
 
-    A rate is not a number if `labels` (n) has none of its kind.
+    Parameters
+    ----------
+    scores, labels : array (n)
+        Numbers, and booleans.
+
+    Returns
+    -------
+    (array (threshold), array (threshold))
+        False and true positive rates in [0, 1]; not a number if `labels` has none of its kind.
+
+    Raises
+    ------
+    ValueError
+        If there is not one number and one boolean each.
+
+    Examples
+    --------
+    >>> [rates.tolist() for rates in roc([0.9, 0.2], np.array([True, False]))]
+    [[0.0, 0.0, 1.0], [0.0, 1.0, 1.0]]
     """
     scores, labels = _checked_labels(scores, labels)
     with warnings.catch_warnings():
@@ -305,6 +459,16 @@ def area_under_roc(scores: Any, labels: Any, strata: Any = None, *, seed: int = 
     -------
     Interval
         Not a number if no stratum has both labels.
+
+    Raises
+    ------
+    ValueError
+        If there is not one number and one boolean each.
+
+    Examples
+    --------
+    >>> area_under_roc([0.9, 0.8, 0.3, 0.1], np.array([True, False, True, False])).mean
+    0.75
     """
     scores, labels = _checked_labels(scores, labels)
     strata = np.zeros(len(scores)) if strata is None else np.asarray(strata)

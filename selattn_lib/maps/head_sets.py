@@ -113,7 +113,25 @@ def first_heads(orders: Any, ks: Sequence[int]) -> xr.DataArray:
 
 
 def random_orders(n_heads: int, *, draws: int = 200, seed: int = 0) -> xr.DataArray:
-    """(draw, head) head numbers in random order; draw i depends on (seed, i) alone."""
+    """Rankings of the heads at random, as `first_heads` takes them.
+
+    Parameters
+    ----------
+    n_heads, draws : int
+        How many heads, and how many rankings.
+    seed : int
+        Draw i depends on (seed, i) alone.
+
+    Returns
+    -------
+    xarray.DataArray (draw, head)
+        Head numbers.
+
+    Examples
+    --------
+    >>> random_orders(4, draws=2).values.tolist()
+    [[2, 0, 1, 3], [3, 0, 2, 1]]
+    """
     orders = [np.random.default_rng([seed, i]).permutation(n_heads) for i in range(draws)]
     return xr.DataArray(np.stack(orders), dims=("draw", "head"))
 
@@ -136,6 +154,11 @@ def matched_heads(heads: Sequence[int] | np.ndarray, strata: Any, *, draws: int 
     -------
     xarray.DataArray (draw, head)
         Ones and zeros.
+
+    Examples
+    --------
+    >>> matched_heads([0, 3], ["64x64", "64x64", "8x8", "8x8"], draws=50).values[:, :2].sum(axis=1).max()
+    np.float32(1.0)
     """
     strata = np.asarray(strata)
     sets = np.zeros((draws, len(strata)), np.float32)

@@ -164,8 +164,26 @@ def _normed(scores: xr.DataArray, source: Path) -> xr.DataArray:
 
 
 def concentration(relevance: HeadRelevance, k: int = 30) -> xr.DataArray:
-    """(concept) how peaked each head relevance vector is: the share of its votes that its top k heads have, k / H if
-    all heads are alike."""
+    """How concentrated each head relevance vector is: the share of its votes that its top k heads have.
+
+    Parameters
+    ----------
+    relevance : HeadRelevance
+        Of some concepts.
+    k : int
+        From 1 to H.
+
+    Returns
+    -------
+    xarray.DataArray (concept)
+        From k / H, if all heads are alike, to 1.
+
+    Examples
+    --------
+    >>> scores = xr.DataArray([[0.0, 3.0, 1.0, 0.0]], {"concept": ["Animals"]}, ("concept", "head"))
+    >>> concentration(HeadRelevance(scores), k=1).values.tolist()
+    [0.75]
+    """
     scores = np.sort(relevance.scores.transpose("concept", "head").values, axis=1)
     return relevance.scores["concept"].copy(data=scores[:, -k:].sum(axis=1) / scores.sum(axis=1)).rename("share")
 
@@ -173,8 +191,24 @@ def concentration(relevance: HeadRelevance, k: int = 30) -> xr.DataArray:
 def relevance_orders(
     counts: xr.DataArray, concept: str, sizes: Sequence[int], *, draws: int = 20, seed: int = 0
 ) -> xr.DataArray:
-    """(size, draw, head) rankings of the heads for a concept, each counted on n random images of `counts`
-    (image, concept, head), for each n of `sizes`."""
+    """Rankings of the heads for a concept, each counted on some of the images.
+
+    Parameters
+    ----------
+    counts : xarray.DataArray (image, concept, head)
+        Votes.
+    concept : str
+        One of them.
+    sizes : sequence of int
+        Numbers n of images, drawn `draws` times each.
+    draws, seed : int
+        A draw depends on (seed, n, its number) alone.
+
+    Returns
+    -------
+    xarray.DataArray (size, draw, head)
+        Head numbers, as `first_heads` takes them.
+    """
     n_images, orders = counts.sizes["image"], []
     for size in sizes:
         drawn = [np.random.default_rng([seed, size, draw]).permutation(n_images)[:size] for draw in range(draws)]
