@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from accelerate import cpu_offload_with_hook
 from tiny_study import save_tiny_model, tiny_settings, tiny_study
 
 from selattn_lib.models.pipelines import load_pipeline
-from selattn_lib.models.segmenters import Detection, nothing_in
+from selattn_lib.models.segmenters import Detection, load_segmenter, nothing_in
 from selattn_lib.studies import base
 from selattn_lib.studies.generated import DiagnosisStudy, Study, WeakenedStudy, WindowStudy
 from selattn_lib.studies.relevance import RelevanceStudy
@@ -22,6 +23,15 @@ from selattn_lib.studies.relevance import RelevanceStudy
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+load_once, load_segmenter_once = lru_cache(load_pipeline), lru_cache(load_segmenter)
+
+
+@pytest.fixture(autouse=True)
+def loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selattn_lib.studies.base.load_pipeline", load_once)
+    monkeypatch.setattr("selattn_lib.studies.generated.load_segmenter", load_segmenter_once)
 
 
 @pytest.fixture(autouse=True)
