@@ -27,16 +27,10 @@ def items_of(results: Sequence[HeadMaps]) -> tuple[list[str], list[str], list[It
     items: dict[str, list[Item]] = {}
     labels: dict[str, list[str]] = {}
     for maps in results:
-        pictures, size = maps.pictures, maps.size
-        if pictures.dtype != np.uint8 or pictures.shape[1:] != (*size, 3):
-            raise ValueError(
-                f"the pictures are {pictures.dtype} of shape {pictures.shape}: expected uint8 of {('any', *size, 3)} "
-                "(image, y, x, rgb) for these maps"
-            )
-        if wrong := {name: mask.shape for name, mask in maps.truths.items() if mask.shape[1:] != size}:
-            raise ValueError(f"true masks have shapes {wrong}: expected {('any', *size)} (image, y, x)")
+        if wrong := {name: mask.shape for name, mask in maps.truths.items() if mask.shape[1:] != maps.size}:
+            raise ValueError(f"true masks have shapes {wrong}: expected {('any', *maps.size)} (image, y, x)")
         seeds = maps.image_coords.get("seed")
-        for image, picture in enumerate(pictures):
+        for image, picture in enumerate(maps.pictures):
             truths = {name: maps.truth(image, name) for name in maps.truths}
             for number in range(len(maps.words)):
                 word = maps.word(image, number)
