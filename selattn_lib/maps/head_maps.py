@@ -415,6 +415,30 @@ def _file_name(heads: HeadSelection) -> str:
 def heatmap(
     maps: HeadMaps | xr.Dataset, heads: HeadSelection = "all", *, image: int = 0, word: int | str = 0, **options: Any
 ) -> xr.DataArray:
-    """`HeadMaps.heatmap` of maps, or of the dataset of maps: (y, x) in [0, 1]."""
+    """The mean map of some heads in one line: `HeadMaps.heatmap` of maps, or of the dataset of maps.
+
+    Parameters
+    ----------
+    maps : HeadMaps or xarray.Dataset
+        Of some words in some pictures.
+    heads, image, word, **options
+        As for `HeadMaps.heatmap`.
+
+    Returns
+    -------
+    xarray.DataArray (y, x)
+        Values in [0, 1].
+
+    Raises
+    ------
+    ValueError, IndexError
+        On words, heads and pictures that are not held.
+
+    Examples
+    --------
+    >>> maps = HeadMaps.from_grids([([0], np.eye(2)[None, None, None])], ["bear"], (2, 2))
+    >>> heatmap(maps, word="bear").values.tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
     maps = maps if isinstance(maps, HeadMaps) else HeadMaps(maps)
     return maps.heatmap(word, heads, image=image, **options)

@@ -24,10 +24,21 @@ HEAD_NAME = re.compile(r"(down|mid|up), layer: (\d+), head: (\d+)")
 
 @dataclass(frozen=True)
 class HeadRelevance:
-    """Relevance of every head for every concept.
+    """Relevance of every head for every concept (Eq. 3).
 
-    `scores` (concept, head): the votes, each row scaled to an L1 norm of H, the number of heads; a row
-    without votes is 0. `counts` (concept, head): the votes themselves, None where only scores are published.
+    Parameters
+    ----------
+    scores : xarray.DataArray (concept, head)
+        The votes, each row scaled to an L1 norm of H, the number of heads; a row without votes is 0.
+    counts : xarray.DataArray (concept, head), optional
+        The votes themselves, None where only scores are published.
+
+    Examples
+    --------
+    >>> counts = xr.DataArray([[3, 0, 1, 4]], {"concept": ["Animals"]}, ("concept", "head"))
+    >>> relevance = HeadRelevance.from_counts(counts)
+    >>> relevance.scores.values.tolist(), relevance.top("Animals", 2).tolist()
+    ([[1.5, 0.0, 0.5, 2.0]], [3, 0])
     """
 
     scores: xr.DataArray
@@ -116,7 +127,28 @@ class HeadRelevance:
 
 
 def load_hrv(model_or_path: str | Path) -> HeadRelevance:
-    """Load head relevance: "emoji-sd" for the embedded model's, or a path as for `HeadRelevance.load`."""
+    """Load head relevance.
+
+    Parameters
+    ----------
+    model_or_path : str or path
+        "emoji-sd" for the embedded model's, or a path as for `HeadRelevance.load`.
+
+    Returns
+    -------
+    HeadRelevance
+        With its votes where the file has them.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is nothing, or nothing that fits.
+
+    Examples
+    --------
+    >>> load_hrv("emoji-sd").top("Animals", 30).shape
+    (30,)
+    """
     if str(model_or_path) == "emoji-sd":
         return HeadRelevance.load(Path(__file__).parents[1] / "emoji" / "hrv.npz")
     return HeadRelevance.load(model_or_path)
