@@ -48,7 +48,7 @@ class Heads:
 
     @property
     def names(self) -> list[str]:
-        """One name per head, such as "down, layer: 0, head: 3"."""
+        """One name per head, such as ``down, layer: 0, head: 3``."""
         return [
             f"{layer.block}, layer: {layer.index}, head: {head}"
             for layer in self.layers
