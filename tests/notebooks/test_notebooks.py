@@ -25,7 +25,7 @@ QUICK = {"steps": 5, "hrv_images": 4, "seeds": 1}
 SMALL = {  # parameters, and what the chapter then prints
     "00_quick_tour": ({"steps": 5, "heads": 20}, "20 of 128 heads for Animals"),
     "01_head_relevance": (RELEVANCE, "concepts x 128 heads"),
-    "02_segmentation": (QUICK, "10 words x 1 seeds = 10 images"),
+    "02_segmentation": (QUICK, "generated: 10 images"),
     "03_most_vs_least": (QUICK, "10 images"),
     "04_mouse_diagnosis": (QUICK, "1 images"),
     "05_ablation": (QUICK, "10 images"),
