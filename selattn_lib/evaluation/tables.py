@@ -101,10 +101,22 @@ def comparison_table(scores: xr.DataArray, *, against: str, score: str = "mean I
 def chance_table(
     scored: Mapping[tuple[Any, ...], Any], drawn: Mapping[tuple[Any, ...], Any], names: Sequence[str], *, score: str
 ) -> pd.DataFrame:
-    """Where scores stand among those of random draws, one row a case, whose `names` are those of its key's parts.
+    """Where the scores of chosen heads stand among those of random ones.
 
-    `scored` maps a case to the scores (image) called `score`, `drawn` to mean scores (draw). Cells are text: the mean
-    score, the draws' mean with 95 % of them, the percentile, 50 in the middle, and p, the share of draws that reach it.
+    Parameters
+    ----------
+    scored, drawn : mapping
+        Case, a tuple -> scores (image), and mean scores (draw) of random heads.
+    names : sequence of str
+        What the parts of a case are, for the heading.
+    score : str
+        What the scores are, for the heading.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a case: the mean score; the draws' mean with 95 % of them; the percentile, 50 in the middle; and p, the
+        share of draws that reach the score, itself included.
     """
     rows = []
     for case, scores in scored.items():

@@ -125,6 +125,10 @@ def compare_maps(
         Which images, one a row.
     threshold, labels, title
         As for `overlay_grid`; labels are the images' subjects by default.
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
     """
     rows = [int(image) for image in images]
     columns = {name: [maps.heatmap(0, chosen, image=i) for i in rows] for name, chosen in heads.items()}

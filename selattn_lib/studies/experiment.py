@@ -1,5 +1,6 @@
 """What a chapter scores: the pictures with true masks, the relevance of the heads, and how many heads are chosen."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,18 @@ from .relevance import relevance_for
 class Experiment:
     """The results that a chapter compares sets of heads on, as `experiment` makes them.
 
-    `benchmarks` has the maps "generated", on embedded models "known truth", and "own pictures" where there are some.
-    `heads` is a number or a list of numbers.
+    Parameters
+    ----------
+    benchmarks : dict of str to HeadMaps
+        As from `run_benchmarks`.
+    relevance : HeadRelevance
+        Which heads the concepts have.
+    concept : str
+        Whose words the pictures are of.
+    heads : int or list of int
+        How many are chosen.
+    thresholds : list of float
+        In (0, 1).
     """
 
     benchmarks: dict[str, HeadMaps]
@@ -92,10 +103,9 @@ def run_benchmarks(study: Study, *, scenes: int = 100, masks: str = "", pictures
     Raises
     ------
     ValueError
-        As the studies do.
+        On masks that are not there, before anything is run.
     """
-    studies = _benchmark_studies(study, scenes, masks, pictures)
-    return {name: HeadMaps(each.run().dataset.load()) for name, each in studies.items()}
+    return _loaded(_benchmark_studies(study, scenes, masks, pictures))
 
 
 def _benchmark_studies(study: Study, scenes: int, masks: str, pictures: str) -> dict[str, Any]:
@@ -107,6 +117,10 @@ def _benchmark_studies(study: Study, scenes: int, masks: str, pictures: str) -> 
     if masks:
         studies["own pictures"] = MaskedStudy(source=masks, pictures=pictures, words=study.words, **settings)
     return studies
+
+
+def _loaded(studies: Mapping[str, Any]) -> dict[str, HeadMaps]:
+    return {name: HeadMaps(study.run().dataset.load()) for name, study in studies.items()}
 
 
 def experiment(
@@ -125,6 +139,11 @@ def experiment(
     masks, pictures
         As for `run_benchmarks`.
 
+    Returns
+    -------
+    Experiment
+        With all that it needs loaded.
+
     Raises
     ------
     ValueError
@@ -134,5 +153,4 @@ def experiment(
     studies = _benchmark_studies(study, 100, masks, pictures)
     settings = {"concepts": study.concepts, "steps": study.steps, "dtype": study.dtype, "batch": study.batch}
     relevance = relevance_for(study.model, hrv, images=images, **settings)
-    benchmarks = {name: HeadMaps(each.run().dataset.load()) for name, each in studies.items()}
-    return Experiment(benchmarks, relevance, study.concept, heads, thresholds)
+    return Experiment(_loaded(studies), relevance, study.concept, heads, thresholds)
