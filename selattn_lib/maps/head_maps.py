@@ -151,7 +151,7 @@ class HeadMaps:
 
     @property
     def truths(self) -> dict[str, xr.DataArray]:
-        """name -> true masks (image, y, x) bool, read where used; the names are "truth", or the {name} of truth_{name}."""
+        """name -> true masks (image, y, x) bool, read where used, named "truth" or by the {name} of truth_{name}."""
         variables = {str(name): self.dataset[name] for name in sorted(self.dataset.data_vars, key=str)}
         masks = {name: mask for name, mask in variables.items() if re.match("truth(_|$)", name) and mask.ndim == 3}
         return {name.removeprefix("truth_"): mask for name, mask in masks.items()}
