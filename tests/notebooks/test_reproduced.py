@@ -15,7 +15,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
-def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def surroundings(tmp_path_factory: pytest.TempPathFactory, one_kernel: None) -> Iterator[Path]:
     """The folder of the repository, studies elsewhere, and no way to the hub."""
     folder = tmp_path_factory.mktemp("reproduce")
     with pytest.MonkeyPatch.context() as patch:
@@ -49,10 +49,10 @@ def texts(notebook: Path) -> str:
 
 def test_all_chapters_are_run_and_draw_nothing_themselves(reproduced: Path, surroundings: Path) -> None:
     assert [path.stem for path in sorted((reproduced / "notebooks").glob("*.ipynb"))] == list(CHAPTERS)
-    assert "2 words x 1 seeds = 2 images" in texts(reproduced / "notebooks" / "02_segmentation.ipynb")
+    assert "generated: 2 images of 2 words" in texts(reproduced / "notebooks" / "02_segmentation.ipynb")
     for chapter in CHAPTERS[1:3]:
         said = texts(reproduced / "notebooks" / f"{chapter}.ipynb")
-        assert "left out on" in said and "for it alone" in said
+        assert "left out on" in said and "only emoji-sd has scenes with exact masks" in said
     studies = [path.name.split("-")[0] for path in (surroundings / "runs").iterdir()]
     assert sorted(studies) == ["diagnosis", "relevance", "study"], "those that were planned, and no other"
 
