@@ -36,10 +36,10 @@ def items_of(results: Sequence[HeadMaps]) -> tuple[list[str], list[str], list[It
                 word = maps.word(image, number)
                 word = "" if word == "subject" else word
                 if set(truths) & set(maps.words):  # masks named as words belong to these alone
-                    own = {"truth": truths[word]} if word in truths else {}
+                    masks = {"truth": truths[word]} if word in truths else {}
                 else:
-                    own = truths
-                items.setdefault(word, []).append(Item(maps.select(image=[image], word=[number]), picture, own))
+                    masks = truths
+                items.setdefault(word, []).append(Item(maps.select(image=[image], word=[number]), picture, masks))
                 labels.setdefault(word, []).append("" if seeds is None else f"seed {seeds.values[image]}")
     counts = {word: len(members) for word, members in items.items()}
     if len(set(counts.values())) != 1:

@@ -4,13 +4,21 @@ from .curves import interval_dots, interval_lines, interval_scatter, score_surfa
 from .pictures import compare_maps, contact_sheet, overlay_grid
 from .relevance import head_grid, rank_stability, relevance_matrix, similarity_matrix, sortable_relevance, top_heads
 
-__all__ = ["compare_maps", "contact_sheet", "head_grid", "interval_dots", "interval_lines", "interval_scatter"]
-__all__ += [
+__all__ = [
+    "compare_maps",
+    "contact_sheet",
+    "head_grid",
+    "interval_dots",
+    "interval_lines",
+    "interval_scatter",
     "overlay_grid",
+]
+__all__ += [
     "rank_stability",
     "relevance_matrix",
     "score_surface",
     "similarity_matrix",
     "sortable_relevance",
+    "top_heads",
+    "training_curve",
 ]
-__all__ += ["top_heads", "training_curve"]
