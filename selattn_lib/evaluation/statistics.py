@@ -363,8 +363,8 @@ def rank_agreement(first: Any, second: Any, top: int = 30) -> tuple[float, float
     first, second = np.asarray(first), np.asarray(second)
     if not (np.ptp(first) and np.ptp(second)):
         return float("nan"), float("nan")
-    leading = [np.argsort(-values, kind="stable")[:top] for values in (first, second)]
-    return float(spearmanr(first, second).statistic), len(np.intersect1d(*leading)) / top
+    one, other = (np.argsort(-values, kind="stable")[:top] for values in (first, second))
+    return float(spearmanr(first, second).statistic), len(np.intersect1d(one, other)) / top
 
 
 def agreement(

@@ -49,8 +49,9 @@ def benchmark_table(scores: xr.DataArray, maps: HeadMaps, *, paper: bool = True)
             mean = bootstrap_mean(scores.sel(threshold=threshold, set=name), groups)
             theirs = published.get(name, {}).get(threshold)
             rows[f"{threshold:g}", name] = [str(mean), "" if theirs is None else f"{theirs:.4f}"]
-    (radius, _), size = best_disc(truth), truth.shape[1:]
-    masks = {f"centred disc, radius {radius}": centred_disc(*size, radius), "full frame": full_frame(*size)}
+    (radius, _), (height, width) = best_disc(truth), truth.shape[1:]
+    disc = f"centred disc, radius {radius}"
+    masks = {disc: centred_disc(height, width, radius), "full frame": full_frame(height, width)}
     for name, mask in masks.items():
         rows["any", name] = [str(bootstrap_mean(iou(mask, truth), groups)), ""]
     measured = f"mean IoU [95 %], measured: {maps.model}, {maps.n_images} images"

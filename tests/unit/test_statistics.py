@@ -112,6 +112,12 @@ def test_the_sign_flip_test_is_the_share_of_all_patterns():
         assert paired_difference(differences, np.zeros(20), groups).p == pytest.approx(expected)
 
 
+def test_a_mean_of_0_is_0_however_it_is_rounded():
+    differences = np.array([0.3, -0.1, -0.2, 0.1, 0.7, -0.8])
+    assert differences.sum() != 0, "by rounding"
+    assert paired_difference(differences, np.zeros(6)).p == 1
+
+
 def test_many_groups_are_flipped_at_random_and_the_observed_pattern_counts():
     b = np.random.default_rng(0).random(40)
     assert paired_difference(b + 0.05, b, flips=999).p == 1 / 1000
@@ -255,6 +261,18 @@ def test_area_is_that_under_the_curve_and_mann_whitneys():
     false, true = roc(scores, labels)
     assert area.mean == pytest.approx(np.trapezoid(true, false))
     assert 0.05 < area.mean - area.low < 0.25 and area == area_under_roc(scores, labels)
+
+
+def test_the_areas_interval_is_that_of_drawing_by_hand():
+    rng = np.random.default_rng(0)
+    labels, scores = np.arange(30) % 3 == 0, rng.integers(0, 6, 30).astype(float) + np.arange(30) % 3
+    drawing, areas = np.random.default_rng(7), []
+    for _ in range(200):
+        drawn = drawing.choice(30, 30)
+        one, other = scores[drawn][labels[drawn]], scores[drawn][~labels[drawn]]
+        areas.append(mannwhitneyu(one, other).statistic / (len(one) * len(other)))
+    area = area_under_roc(scores, labels, seed=7, draws=200)
+    np.testing.assert_allclose(area[1:], np.quantile(areas, [0.025, 0.975]))
 
 
 def test_only_pairs_of_one_stratum_count():
