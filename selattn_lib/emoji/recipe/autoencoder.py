@@ -10,7 +10,7 @@ from torch import nn
 
 from ..scenes import compose_many
 from ..segmenter import as_tensor
-from .training import Schedule, Training
+from .training import Schedule, Training, autocast
 
 RGB = 3  # the first latent channels are the mean colour of each 8 x 8 block
 
@@ -87,7 +87,7 @@ def train_autoencoder(work: Path, weights: Path, steps: int = 11_000, batch: int
         crops = images[rng.integers(len(images), size=batch), top : top + 64, left : left + 64]
         x, z = as_tensor(crops), basis(crops)
         noisy = z + rng.uniform(0, 0.15) * torch.randn_like(z)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             mean, logvar = vae.quant_conv(vae.encoder(x)).float().chunk(2, 1)
             y = vae.decoder(vae.post_quant_conv(noisy)).float()
         error = y - x

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..scenes import SIZE, Scene, compose, compose_many
 from ..segmenter import CELL, CLASSES, as_tensor, logits, new_segmenter
-from .training import Schedule, Training
+from .training import Schedule, Training, autocast
 
 
 def labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +86,7 @@ def train_segmenter(
         images, *marks = (np.concatenate([old[rows], np.stack(new)]) for old, new in parts)
         x = as_tensor(images)
         outline, names = map(torch.from_numpy, marks)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             drawn, named = (part.float() for part in logits(model, jitter(x, rng)))
         inside = names >= 0
         share = inside / inside.sum((1, 2), keepdim=True).clamp(min=1)  # every picture counts the same, large or small

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..scenes import compose_many
 from .autoencoder import LATENT_CHANNELS, latent_basis
 from .text import WIDTH, train_text_encoder
-from .training import RANK, WORLD, Schedule, Training
+from .training import RANK, WORLD, Schedule, Training, autocast
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -98,7 +98,7 @@ def train_unet(
         t = torch.searchsorted(often, (torch.arange(batch) + torch.rand(batch, generator=draw)) / batch)  # stratified
         signal, noise_level = (a[:, None, None, None] for a in (alphas[t].sqrt(), (1 - alphas[t]).sqrt()))
         noise = torch.randn(x.shape, generator=draw)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             predicted = model(signal * x + noise_level * noise, t, text, return_dict=False)[0]
         loss = F.mse_loss(predicted.float(), signal * noise - noise_level * x)
         log.add(number, batch * WORLD, loss.item())
