@@ -92,8 +92,8 @@ def test_the_recipe_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """The UNet's training in small, on a few scenes: the loss of the last steps is below 0.75 of the first ones'."""
 
     def narrow() -> UNet2DConditionModel:
-        config = {**new_unet().config, "block_out_channels": (32, 32, 32, 32), "norm_num_groups": 8, "layers_per_block": 1}
-        return UNet2DConditionModel.from_config(config)
+        small = {"block_out_channels": (32, 32, 32, 32), "norm_num_groups": 8, "layers_per_block": 1}
+        return UNet2DConditionModel.from_config({**new_unet().config, **small})
 
     monkeypatch.setattr("selattn_lib.emoji.recipe.unet.new_unet", narrow)
     weights = Path(model_source("emoji-sd"))
