@@ -73,6 +73,16 @@ def best_disc(truths: Any) -> tuple[int, float]:
 def full_frame(height: int, width: int) -> np.ndarray:
     """The whole picture as a mask (y, x) bool, the other baseline.
 
+    Parameters
+    ----------
+    height, width : int
+        In pixels.
+
+    Returns
+    -------
+    array (y, x) bool
+        True everywhere.
+
     Examples
     --------
     >>> full_frame(1, 2).tolist()
@@ -124,6 +134,16 @@ def oracle_ious(maps: HeadMaps, single: xr.DataArray, ks: Sequence[int], *, grou
     ------
     ValueError
         If there is one group only.
+
+    Examples
+    --------
+    >>> squares = np.zeros((2, 8, 8), bool)
+    >>> squares[:, 2:6, 2:6] = True
+    >>> maps = HeadMaps.from_grids([([0], squares[:, None, None])], ["bear"], (8, 8))
+    >>> maps = maps.with_pictures(np.zeros((2, 8, 8, 3), np.uint8), truth=squares)
+    >>> from selattn_lib.evaluation.scores import single_ious
+    >>> oracle_ious(maps, single_ious(maps, [0.5]), [1], groups=["bear", "cat"]).values.ravel().tolist()
+    [1.0, 1.0]
     """
 
     def score(learnt: np.ndarray, scored: np.ndarray) -> xr.DataArray:

@@ -125,6 +125,14 @@ def single_ious(maps: HeadMaps, thresholds: Sequence[float] = THRESHOLDS) -> xr.
     -------
     xarray.DataArray (image, single, threshold)
         In [0, 1]; `single` numbers the heads.
+
+    Examples
+    --------
+    >>> square = np.zeros((1, 8, 8), bool)
+    >>> square[0, 2:6, 2:6] = True
+    >>> maps = HeadMaps.from_grids([([0], square[:, None, None])], ["bear"], (8, 8))
+    >>> single_ious(maps.with_pictures(np.zeros((1, 8, 8, 3), np.uint8), truth=square), [0.5]).values.tolist()
+    [[[1.0]]]
     """
     singles = np.eye(maps.n_heads, dtype=np.float32)
     return ious(maps, xr.DataArray(singles, {"single": maps.heads}, ("single", "head")), thresholds)
@@ -133,7 +141,10 @@ def single_ious(maps: HeadMaps, thresholds: Sequence[float] = THRESHOLDS) -> xr.
 def threshold_free(maps: HeadMaps, heads: Any = "all", *, word: int | str = 0, truth: str = "truth") -> xr.DataArray:
     """Scores of heat maps that no threshold decides.
 
-    Parameters are those of `ious`.
+    Parameters
+    ----------
+    maps, heads, word, truth
+        As for `ious`.
 
     Returns
     -------
@@ -218,6 +229,14 @@ def attention_on(
     -------
     xarray.DataArray (heads, mask, statistic)
         mean, low, high (95 %) and images; not a number where there is no image.
+
+    Examples
+    --------
+    >>> square = np.zeros((1, 8, 8), bool)
+    >>> square[0, 2:6, 2:6] = True
+    >>> maps = HeadMaps.from_grids([([0], square[:, None, None])], ["bear"], (8, 8))
+    >>> float(attention_on(maps, {"all heads": "all"}, {"bear": square}).sel(statistic="mean").squeeze())
+    4.0
     """
     weights = maps.weights(heads).values
     table = np.full((len(heads), len(masks), 4), np.nan)
@@ -253,6 +272,15 @@ def log_attention_ratio(
         The logarithm of `attention_ratio` of the first meaning's mask against the second's: above 0 where the map is
         stronger on the first. Pixels of both masks count for neither, means below 1e-6 count as 1e-6. Not a number
         where an image does not count.
+
+    Examples
+    --------
+    >>> square = np.zeros((1, 8, 8), bool)
+    >>> square[0, 2:6, 2:6] = True
+    >>> maps = HeadMaps.from_grids([([0], square[:, None, None])], ["bear"], (8, 8))
+    >>> maps = maps.with_pictures(np.zeros((1, 8, 8, 3), np.uint8), truth_Animals=square, truth_Tools=~square)
+    >>> bool(log_attention_ratio(maps, {"all heads": "all"}, ["Animals", "Tools"]) > 0)
+    True
     """
     weights = maps.weights(heads)
     logs = np.full((maps.n_images, len(weights)), np.nan)
@@ -279,6 +307,14 @@ def mean_attention(maps: HeadMaps, heads: Mapping[str, Any]) -> xr.DataArray:
     -------
     xarray.DataArray (image, set)
         The mean of their native maps, in [0, 1].
+
+    Examples
+    --------
+    >>> square = np.zeros((1, 8, 8), bool)
+    >>> square[0, 2:6, 2:6] = True
+    >>> maps = HeadMaps.from_grids([([0], square[:, None, None])], ["bear"], (8, 8))
+    >>> mean_attention(maps, {"all heads": "all"}).values.tolist()
+    [[0.25]]
     """
     weights = maps.weights(heads)
     shares = torch.from_numpy(weights.values).double()
@@ -305,6 +341,14 @@ def map_correlation(maps: HeadMaps, heads: Mapping[str, Any]) -> xr.DataArray:
     -------
     xarray.DataArray (image)
         Pearson's correlation over pixels, in [-1, 1]; 0 if one map is constant.
+
+    Examples
+    --------
+    >>> square = np.zeros((1, 8, 8), bool)
+    >>> square[0, 2:6, 2:6] = True
+    >>> maps = HeadMaps.from_grids([([0], square[:, None, None])], ["bear"], (8, 8))
+    >>> map_correlation(maps, {"one": [0], "the same": [0]}).round(3).values.tolist()
+    [1.0]
     """
     weights, correlations = maps.weights(heads), []
     for image in range(maps.n_images):
@@ -317,11 +361,25 @@ def map_correlation(maps: HeadMaps, heads: Mapping[str, Any]) -> xr.DataArray:
 def presence(maps: HeadMaps) -> xr.Dataset:
     """How much of its word is in each picture of a study, by the study's segmenter.
 
+    Parameters
+    ----------
+    maps : HeadMaps
+        Of a study whose pictures a segmenter has seen.
+
     Returns
     -------
     xarray.Dataset
         ``area`` (image): the share of the picture that the word's mask covers. ``score`` (image), in [0, 1]: the
         score of the detection, 0 if there is none.
+
+    Examples
+    --------
+    >>> square = np.zeros((1, 8, 8), bool)
+    >>> square[0, 2:6, 2:6] = True
+    >>> maps = HeadMaps.from_grids([([0], square[:, None, None])], ["bear"], (8, 8))
+    >>> dataset = maps.with_pictures(np.zeros((1, 8, 8, 3), np.uint8), truth=square).dataset
+    >>> presence(HeadMaps(dataset.assign(truth_score=("image", [0.9])).assign_coords(subject=("image", ["bear"]))))
+    <xarray.Dataset>...
     """
     area = np.array([maps.truth(image).mean() for image in range(maps.n_images)])
     score = np.nan_to_num(maps.dataset["truth_score"].values)

@@ -15,7 +15,18 @@ from sklearn.metrics import roc_curve
 
 
 class Interval(NamedTuple):
-    """A mean and its 95 % bootstrap interval, printed as `0.780 [0.728, 0.824]`."""
+    """A mean and its 95 % bootstrap interval, printed as `0.780 [0.728, 0.824]`.
+
+    Parameters
+    ----------
+    mean, low, high : float
+        The mean and the ends.
+
+    Examples
+    --------
+    >>> print(Interval(0.78, 0.728, 0.824))
+    0.780 [0.728, 0.824]
+    """
 
     mean: float
     low: float
@@ -29,6 +40,18 @@ class Difference(NamedTuple):
     """A mean paired difference, its 95 % bootstrap interval, and the two-sided p of a sign-flip test.
 
     It is printed as `+0.050 [+0.031, +0.069], p = 0.003`.
+
+    Parameters
+    ----------
+    mean, low, high : float
+        The mean difference and the ends of its interval.
+    p : float
+        In (0, 1].
+
+    Examples
+    --------
+    >>> print(Difference(0.05, 0.031, 0.069, 0.003))
+    +0.050 [+0.031, +0.069], p = 0.003
     """
 
     mean: float
@@ -42,6 +65,15 @@ class Difference(NamedTuple):
 
 def format_p(p: float) -> str:
     """`p = 0.002`, or `p < 0.001`: never 0.000, which no test with finitely many draws can show.
+
+    Parameters
+    ----------
+    p : float
+        In (0, 1].
+
+    Returns
+    -------
+    str
 
     Examples
     --------
@@ -186,6 +218,15 @@ def direction(difference: Difference) -> int:
 
     With few groups the interval alone is too narrow.
 
+    Parameters
+    ----------
+    difference : Difference
+        As `paired_difference` gives it.
+
+    Returns
+    -------
+    int
+
     Examples
     --------
     >>> direction(Difference(-0.05, -0.07, -0.03, 0.002))
@@ -196,6 +237,17 @@ def direction(difference: Difference) -> int:
 
 def statement(first: str, second: str, difference: Difference) -> str:
     """What a paired difference says: that one beats the other, trails it, or cannot be told from it.
+
+    Parameters
+    ----------
+    first, second : str
+        What is compared.
+    difference : Difference
+        Of the first less the second.
+
+    Returns
+    -------
+    str
 
     Examples
     --------
@@ -272,6 +324,15 @@ def percentile(value: float, draws: Any) -> tuple[float, float]:
 
 def spread(draws: Any) -> Interval:
     """The mean of random draws, and what 95 % of them lie in.
+
+    Parameters
+    ----------
+    draws : array
+        Numbers, of any shape.
+
+    Returns
+    -------
+    Interval
 
     Examples
     --------

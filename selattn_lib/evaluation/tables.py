@@ -40,6 +40,17 @@ def benchmark_table(scores: xr.DataArray, maps: HeadMaps, *, paper: bool = True)
     -------
     pandas.DataFrame
         A row for each (threshold, set) and each baseline; cells such as "0.651 [0.623, 0.680]", and "0.7698".
+
+    Examples
+    --------
+    >>> squares = np.zeros((2, 8, 8), bool)
+    >>> squares[:, 2:6, 2:6] = True
+    >>> maps = HeadMaps.from_grids([([0], squares[:, None, None])], ["bear"], (8, 8))
+    >>> maps = maps.with_pictures(np.zeros((2, 8, 8, 3), np.uint8), truth=squares)
+    >>> maps = HeadMaps(maps.dataset.assign_coords(subject=("image", ["bear", "cat"])))
+    >>> from selattn_lib.evaluation.scores import ious
+    >>> benchmark_table(ious(maps, {"all heads": "all"}, [0.4]), maps).index.tolist()
+    [('0.4', 'all heads'), ('any', 'centred disc, radius 2'), ('any', 'full frame')]
     """
     groups, truth = maps.subjects, maps.truths["truth"].values.astype(bool)
     published = PAPER if paper and maps.dataset.attrs.get("concept") == "Animals" else {}
@@ -118,6 +129,12 @@ def chance_table(
     pandas.DataFrame
         A row a case: the mean score; the draws' mean with 95 % of them; the percentile, 50 in the middle; and p, the
         share of draws that reach the score, itself included.
+
+    Examples
+    --------
+    >>> scored, drawn = ({("generated",): np.array(values)} for values in ([0.7, 0.8], [0.5, 0.6]))
+    >>> chance_table(scored, drawn, ["benchmark"], score="mean IoU")["mean IoU"].tolist()
+    ['0.750']
     """
     rows = []
     for case, scores in scored.items():

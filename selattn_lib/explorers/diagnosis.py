@@ -32,6 +32,13 @@ class DiagnosisExplorer(Explorer):
     ------
     ValueError
         Unless there are two or three concepts for each word.
+
+    Examples
+    --------
+    >>> maps = HeadMaps.from_grids([([0, 1], np.random.default_rng(0).random((1, 1, 2, 4, 4)))], ["mouse"], (32, 32))
+    >>> maps = maps.with_pictures(np.zeros((1, 32, 32, 3), np.uint8))
+    >>> DiagnosisExplorer(maps, {"Animals": [1, 0], "Electronics": [0, 1]}, k=1).heads
+    {'Animals': array([1]), 'Electronics': array([0])}
     """
 
     kind = "diagnosis"

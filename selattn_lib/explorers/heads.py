@@ -28,6 +28,14 @@ class HeadExplorer(OneMapExplorer):
         attention falls on one of them: see `selattn_lib.evaluation.scores.attention_ratio`.
     concept : str, optional
         Whose ranking to start with.
+
+    Examples
+    --------
+    >>> maps = HeadMaps.from_grids([([0, 1], np.random.default_rng(0).random((1, 1, 2, 4, 4)))], ["bear"], (32, 32))
+    >>> explorer = HeadExplorer(maps.with_pictures(np.zeros((1, 32, 32, 3), np.uint8)), {"Animals": [1, 0]}, k=1)
+    >>> explorer.heads = [0, 1]
+    >>> explorer.heat.shape
+    (32, 32)
     """
 
     kind = "heads"

@@ -46,6 +46,12 @@ class Workbench(widgets.VBox):
     ------
     ValueError
         If no relevance is given and the model is not the shipped one.
+
+    Examples
+    --------
+    >>> bench = Workbench("emoji-sd", prompt="a bear on the beach", words="bear", steps=2)
+    >>> bench.draw()
+    HeadMaps: 1 image of 128 x 128 pixels, words bear, 128 heads ...
     """
 
     def __init__(

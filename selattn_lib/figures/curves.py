@@ -93,7 +93,24 @@ def interval_lines(
 
 
 def training_curve(samples: Any, loss: Any, *, title: str = "") -> go.Figure:
-    """Loss (n) over the number of samples seen (n), on a logarithmic axis."""
+    """Loss (n) over the number of samples seen (n), on a logarithmic axis.
+
+    Parameters
+    ----------
+    samples, loss : array (n)
+        At each step that was logged.
+    title : str
+        The figure's title.
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+
+    Examples
+    --------
+    >>> len(training_curve([1, 2], [0.9, 0.8]).data)
+    1
+    """
     figure = go.Figure(go.Scatter(x=rounded(samples, 0), y=rounded(loss), mode="lines", line={"color": COLOURS[1]}))
     figure.update_xaxes(title="training samples seen")
     figure.update_yaxes(title="mean squared error", type="log")
@@ -152,7 +169,28 @@ def interval_dots(
 def interval_scatter(
     places: Sequence[float], values: Any, names: Sequence[str], *, x: str, y: str, title: str = ""
 ) -> go.Figure:
-    """One named point an entry: `places` (n) on the axis `x`, `values` (n, 3) with the ends of their intervals."""
+    """One named point an entry: `places` (n) on the axis `x`, `values` (n, 3) with the ends of their intervals.
+
+    Parameters
+    ----------
+    places : sequence of float (n)
+        On the axis `x`.
+    values : array (n, 3)
+        Means on the axis `y`, with the ends of their intervals.
+    names : sequence of str (n)
+        What the points are.
+    x, y, title : str
+        Of the axes and of the figure.
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+
+    Examples
+    --------
+    >>> interval_scatter([0.5], [[0.1, 0.0, 0.2]], ["Animals"], x="concentration", y="gain").data[0].text
+    ('Animals',)
+    """
     mean, low, high = np.asarray(values, dtype=float).T
     bars = {"array": rounded(high - mean), "arrayminus": rounded(mean - low), "thickness": 1.2, "width": 3}
     text = {"text": list(names), "mode": "markers+text", "textposition": "top center", "textfont": {"size": 10}}

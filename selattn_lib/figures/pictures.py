@@ -129,6 +129,13 @@ def compare_maps(
     Returns
     -------
     plotly.graph_objects.Figure
+
+    Examples
+    --------
+    >>> maps = HeadMaps.from_grids([([0, 1], np.random.default_rng(0).random((1, 1, 2, 4, 4)))], ["bear"], (32, 32))
+    >>> maps = maps.with_pictures(np.zeros((1, 32, 32, 3), np.uint8))
+    >>> len(compare_maps(maps, {"all heads": "all"}, [0], labels=["bear"]).layout.images)
+    2
     """
     rows = [int(image) for image in images]
     columns = {name: [maps.heatmap(0, chosen, image=i) for i in rows] for name, chosen in heads.items()}

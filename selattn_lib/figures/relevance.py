@@ -87,6 +87,13 @@ def sortable_relevance(
     Returns
     -------
     plotly.graph_objects.Figure
+
+    Examples
+    --------
+    >>> names = ["down, layer: 0, head: 0", "down, layer: 0, head: 1"]
+    >>> scores = xr.DataArray(np.eye(2), {"concept": ["Animals", "Plants"], "head": names}, ("concept", "head"))
+    >>> len(sortable_relevance(scores).layout.updatemenus)
+    1
     """
     figure = relevance_matrix(relevance, title=title)
     names, concepts = ([str(name) for name in relevance[dim].values] for dim in ("head", "concept"))
@@ -129,6 +136,13 @@ def top_heads(relevance: xr.DataArray, k: int = 30, *, first: str | None = None,
     ------
     ValueError
         If `first` is not one of the concepts.
+
+    Examples
+    --------
+    >>> names = ["down, layer: 0, head: 0", "down, layer: 0, head: 1"]
+    >>> scores = xr.DataArray(np.eye(2), {"concept": ["Animals", "Plants"], "head": names}, ("concept", "head"))
+    >>> len(top_heads(scores, 1, first="Plants").layout.updatemenus[0].buttons)
+    2
     """
     expect_dims(relevance, ("concept", "head"), "relevance")
     names = relevance["head"].values.tolist()
@@ -283,7 +297,26 @@ def rank_stability(
 
 
 def similarity_matrix(similarity: xr.DataArray, *, title: str = "") -> go.Figure:
-    """Heat map of cosine similarities in [-1, 1], of dimensions (concept, other_concept)."""
+    """Heat map of cosine similarities in [-1, 1], of dimensions (concept, other_concept).
+
+    Parameters
+    ----------
+    similarity : xarray.DataArray (concept, other_concept)
+        As `concept_similarity` gives it.
+    title : str
+        The figure's title.
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+
+    Examples
+    --------
+    >>> names = ["Animals", "Plants"]
+    >>> cosines = xr.DataArray(np.eye(2), {"concept": names, "other_concept": names}, ("concept", "other_concept"))
+    >>> similarity_matrix(cosines).data[0].z
+    ([1.0, 0.0], [0.0, 1.0])
+    """
     expect_dims(similarity, ("concept", "other_concept"), "similarity")
     names = [str(name) for name in similarity["concept"].values]
     bar = {"thickness": 10, "title": {"text": "cosine", "side": "right"}}

@@ -240,6 +240,12 @@ def relevance_orders(
     -------
     xarray.DataArray (size, draw, head)
         Head numbers, as `first_heads` takes them.
+
+    Examples
+    --------
+    >>> votes = xr.DataArray(np.ones((4, 1, 3), int), {"concept": ["Animals"]}, ("image", "concept", "head"))
+    >>> relevance_orders(votes, "Animals", [2], draws=1).values.tolist()
+    [[[0, 1, 2]]]
     """
     n_images, orders = counts.sizes["image"], []
     for size in sizes:

@@ -32,9 +32,9 @@ def read_masks(source: str | Path, pictures: str | Path = "") -> Iterator[tuple[
     pictures : path, optional
         The folder of COCO's pictures; by default that of `source`.
 
-    Yields
-    ------
-    (pathlib.Path, dict of str to array (y, x) bool)
+    Returns
+    -------
+    iterator of (pathlib.Path, dict of str to array (y, x) bool)
         A picture's file, and word -> mask.
 
     Raises

@@ -33,7 +33,18 @@ GUIDANCE = {EMBEDDED: 3.0}  # where the paper's 7.5 oversaturates the pictures
 
 
 def runs_folder() -> Path:
-    """Where studies are kept: `$SELATTN_RUNS`, or `runs` in the current folder."""
+    """Where studies are kept.
+
+    Returns
+    -------
+    pathlib.Path
+        `$SELATTN_RUNS`, or `runs` in the current folder.
+
+    Examples
+    --------
+    >>> isinstance(runs_folder(), Path)
+    True
+    """
     return Path(os.environ.get("SELATTN_RUNS", "runs"))
 
 

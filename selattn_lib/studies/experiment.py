@@ -31,6 +31,13 @@ class Experiment:
         How many are chosen.
     thresholds : list of float
         In (0, 1).
+
+    Examples
+    --------
+    >>> from selattn_lib.maps.relevance import load_hrv
+    >>> chapter = Experiment({}, load_hrv("emoji-sd"), "Animals", 30, [0.3, 0.4, 0.5])
+    >>> len(chapter.top), chapter.middle
+    (30, 0.4)
     """
 
     benchmarks: dict[str, HeadMaps]
@@ -104,6 +111,12 @@ def run_benchmarks(study: Study, *, scenes: int = 100, masks: str = "", pictures
     ------
     ValueError
         On masks that are not there, before anything is run.
+
+    Examples
+    --------
+    >>> benchmarks = run_benchmarks(Study(words=["bear"], seeds=1, steps=2), scenes=1)
+    >>> benchmarks["known truth"].n_images
+    1
     """
     return _loaded(_benchmark_studies(study, scenes, masks, pictures))
 
@@ -124,7 +137,15 @@ def _loaded(studies: Mapping[str, Any]) -> dict[str, HeadMaps]:
 
 
 def experiment(
-    study: Study, heads: Any, thresholds: Any, *, hrv: str = "", images: int = 80, masks: str = "", pictures: str = ""
+    study: Study,
+    heads: Any,
+    thresholds: Any,
+    *,
+    hrv: str = "",
+    images: int = 80,
+    scenes: int = 100,
+    masks: str = "",
+    pictures: str = "",
 ) -> Experiment:
     """Run what a chapter needs: its benchmarks and the relevance of the heads.
 
@@ -136,7 +157,7 @@ def experiment(
         As for `check_selection`.
     hrv, images
         Saved head relevance to use, or the number of images to measure it on: as for `relevance_for`.
-    masks, pictures
+    scenes, masks, pictures
         As for `run_benchmarks`.
 
     Returns
@@ -148,9 +169,16 @@ def experiment(
     ------
     ValueError
         On a selection that does not fit the model, and on masks that are not there, before anything is run.
+
+    Examples
+    --------
+    >>> study = Study(words=["bear"], seeds=1, steps=2)
+    >>> chapter = experiment(study, 30, [0.4], hrv="emoji-sd", scenes=1)
+    >>> len(chapter.top), sorted(chapter.benchmarks)
+    (30, ['generated', 'known truth'])
     """
     heads, thresholds = check_selection(heads, thresholds, study.model)
-    studies = _benchmark_studies(study, 100, masks, pictures)
+    studies = _benchmark_studies(study, scenes, masks, pictures)
     settings = {"concepts": study.concepts, "steps": study.steps, "dtype": study.dtype, "batch": study.batch}
     relevance = relevance_for(study.model, hrv, images=images, **settings)
     return Experiment(_loaded(studies), relevance, study.concept, heads, thresholds)

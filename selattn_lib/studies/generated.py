@@ -259,7 +259,30 @@ class DiagnosisStudy(GeneratedStudy):
 def generate(
     pipe: Any, prompts: Sequence[str], seeds: Iterable[int], *, steps: int, guidance: float, output_type: str = "pil"
 ) -> Any:
-    """Images (or latents) of one batch of prompts, each from its own seed; noise is drawn on the CPU."""
+    """Images (or latents) of one batch of prompts, each from its own seed; noise is drawn on the CPU.
+
+    Parameters
+    ----------
+    pipe : DiffusionPipeline
+        A text-to-image pipeline.
+    prompts : sequence of str
+        One a picture.
+    seeds : iterable of int
+        One a picture: what is drawn does not depend on the others' seeds.
+    steps, guidance, output_type
+        As for the pipeline's call.
+
+    Returns
+    -------
+    list of PIL.Image.Image, or tensor (image, channel, y, x)
+
+    Examples
+    --------
+    >>> from selattn_lib.models.pipelines import load_pipeline
+    >>> [picture] = generate(load_pipeline("emoji-sd"), ["photo of a bear"], [0], steps=2, guidance=3)
+    >>> picture.size
+    (128, 128)
+    """
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     settings = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": output_type}
     return pipe(list(prompts), generator=generators, **settings).images
