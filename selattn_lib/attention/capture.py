@@ -1,6 +1,6 @@
 """Per-head attention maps of chosen words, taken from any generation of a pipeline, unchanged.
 
-`tap` follows the pipeline and hands over each layer's queries and keys; what is done with them is here: the softmax
+`trace` follows the pipeline and hands over each layer's queries and keys; what is done with them is here: the softmax
 once more, on the side, and one sum a layer of the columns of the words asked for.
 """
 
@@ -10,14 +10,19 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
+from diffusers import DiffusionPipeline
 
 from ..maps.head_maps import HeadMaps
 from ..maps.head_sets import HeadSelection
+from ..models.families import split_heads
 from ..models.tokens import word_weights
+from .proof import differs, is_exact
 from .trace import Generation, Trace
 
+Words = str | int | Sequence[str | int] | Sequence[Sequence[str | int]]
 MAX_LOGITS = 2**22  # attention logits held at a time: 16 MB in float32, more than one SD v1 layer and image
 
 
@@ -27,19 +32,20 @@ class Capture(Trace):
     def __init__(
         self,
         pipe: Any,
-        words: str | Sequence[str] | Sequence[Sequence[str]],
+        words: Words,
         prompt: str | Sequence[str] | None,
         heads: Sequence[int] | None,
         layers: Sequence[int] | None,
         timesteps: tuple[float, float] | None,
         per_timestep: bool,
+        verify: bool,
     ) -> None:
         super().__init__(pipe, prompt)
-        words = [words] if isinstance(words, str) else list(words)
-        shared = all(isinstance(word, str) for word in words)
-        self._words: list[list[str]] = [words] if shared else [list(each) for each in words]  # type: ignore
+        listed: list[Any] = [words] if isinstance(words, str | int) else list(words)
+        shared = all(isinstance(word, str | int) for word in listed)
+        self._words: list[list[str | int]] = [listed] if shared else [list(words) for words in listed]
         self._shared = shared
-        if not words or len({len(each) for each in self._words}) != 1 or not self._words[0]:
+        if not listed or len({len(texts) for texts in self._words}) != 1 or not self._words[0]:
             raise ValueError(
                 f"words={words!r} is neither a list of words, such as ['bear', 'lake'], nor one list "
                 "of words for each prompt, all equally long, such as [['bear'], ['cat']]."
@@ -49,7 +55,7 @@ class Capture(Trace):
         self._chosen = self._choose(heads, layers)  # layer number -> the heads in it
         self.layers = list(self._chosen)
         self._window = None if timesteps is None else (min(timesteps), max(timesteps))
-        self._per_timestep = per_timestep
+        self._per_timestep, self._verify = per_timestep, verify
         self._image_words: list[list[str]] = []
         self._kept: list[Kept] = []
 
@@ -80,42 +86,64 @@ class Capture(Trace):
         return 4 * values * images * len(self._words[0]) * (calls if self._per_timestep else 1)
 
     def start(self, generation: Generation) -> None:
-        prompts = generation.prompts
-        if prompts is None:
-            raise ValueError(
-                "The network was called with embeddings made elsewhere, so the prompts are not known. "
-                "Say what they are: capture(pipe, words, prompt=...), one prompt for each row of embeddings."
-            )
-        words = self._words * len(prompts) if self._shared else self._words
-        if len(words) != len(prompts):
-            raise ValueError(f"words has {len(words)} lists of words for {len(prompts)} prompts.")
-        selectors = [
-            torch.stack([word_weights(word, prompt, generation.n_tokens) for word in wanted], dim=-1)
-            for wanted, prompt in zip(words, prompts, strict=True)
-        ]
-        repeats = generation.images // len(prompts)
-        selector = torch.stack(selectors).repeat_interleave(repeats, dim=0).to(generation.device)
-        self._image_words += [wanted for wanted in words for _ in range(repeats)]
-        self._kept.append(Kept(generation, selector))
+        n_lists, n_prompts = len(self._words), generation.n_prompts or generation.images
+        if not self._shared and (n_lists != (generation.n_prompts or n_lists) or generation.images % n_lists):
+            raise ValueError(f"words has {n_lists} lists of words for {n_prompts} prompts.")
+        kept = Kept(generation, self._select(generation))
+        repeats = generation.images // n_lists
+        self._image_words += [[_label(word) for word in words] for words in self._words for _ in range(repeats)]
+        self._kept.append(kept)
         self._indices = {
-            number: torch.tensor(own, device=generation.device)
-            for number, own in self._chosen.items()
-            if len(own) < self.heads.layers[number].n_heads
+            number: torch.tensor(heads, device=generation.device)
+            for number, heads in self._chosen.items()
+            if len(heads) < self.heads.layers[number].n_heads
         }
 
-    def call(self, generation: Generation) -> bool:
-        if self._window is None:
-            wanted = True
-        else:
-            first, last = self._window
-            wanted = first <= _one_timestep(generation.timestep) <= last
-        if wanted and self._per_timestep:
-            self._kept[-1].timesteps.append(generation.timestep)
-        return wanted
+    def _select(self, generation: Generation) -> torch.Tensor:
+        """(image, token, word) what averages the columns of each word; ValueError if some word is not there."""
+        if any(prompt is None for prompt in generation.prompts):
+            blended = " (Blends, and words of weight below 1, cannot be captured.)" * bool(self._rows.runs)
+            raise ValueError(
+                "The network was called with embeddings made elsewhere, so the prompts are not known. "
+                f"Say what they are: capture(pipe, words, prompt=...), as the text encoder reads them.{blended}"
+            )
+        repeats = generation.images // len(self._words)
+        selectors = [
+            torch.stack([word_weights(word, prompt, generation.n_tokens) for word in self._words[i // repeats]], dim=-1)
+            for i, prompt in enumerate(generation.prompts)
+            if prompt is not None
+        ]
+        return torch.stack(selectors).to(generation.device)
 
-    def attend(self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor) -> None:
+    def reword(self, generation: Generation) -> None:
+        self._kept[-1].select(self._select(generation))
+
+    def to_prove(self, generation: Generation) -> set[int]:
+        """In the first call and, for what begins later, in the 2nd, 3rd, 5th, 9th, 17th ..."""
+        if not self._verify or generation.calls & (generation.calls - 1):
+            return set()
+        layers = {number: self.network.get_submodule(self.heads.layers[number].name) for number in self.layers}
+        return {number for number, attention in layers.items() if not is_exact(attention)}
+
+    def totals(self) -> dict[int, torch.Tensor]:
+        return {number: sums[-1] for number, sums in self._kept[-1].sums.items()} if self._kept else {}
+
+    def call(self, generation: Generation) -> bool:
+        inside = True
+        if self._window is not None:
+            first, last = self._window
+            inside = first <= _one_timestep(generation.timestep) <= last
+        if inside and self._per_timestep:
+            self._kept[-1].timesteps.append(generation.timestep)
+        return inside
+
+    def attend(
+        self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor, seen: dict[str, torch.Tensor]
+    ) -> None:
+        if number in self._unproven:
+            self._prove(number, attention, query, key, seen)
         if number in self._indices:
-            query, key = (each.index_select(1, self._indices[number]) for each in (query, key))
+            query, key = (states.index_select(1, self._indices[number]) for states in (query, key))
         kept, n_heads, pixels = self._kept[-1], query.shape[1], query.shape[2]
         query, key = _float_by_head(query), _float_by_head(key)
         selector = kept.selector_of(n_heads)
@@ -132,6 +160,22 @@ class Capture(Trace):
             sums[-1][:, part].baddbmm_(probabilities, selector)
         kept.calls[number] = kept.calls.get(number, 0) + 1
 
+    def _prove(
+        self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor, seen: dict[str, torch.Tensor]
+    ) -> None:
+        """ValueError if a layer whose processor is not known did something else with its attention than it says."""
+        values = [seen.get(name) for name in self.family.values(attention)]
+        if "used" in seen and all(value is not None for value in values):
+            by_head = [v if v.ndim == 4 else split_heads(v, query.shape[1]) for v in values if v is not None]
+            added = [value for name, value in seen.items() if name.startswith("added")]
+            if not differs(query, key, torch.cat(by_head, dim=2), seen["used"], added):
+                return
+        raise ValueError(
+            f"{self._named(number)} does not draw with softmax(Q K^T) V of its projections: it replaces, weights or "
+            "merges the attention, and maps of what it did not use would mislead. To have them all the same: "
+            "capture(..., verify=False)."
+        )
+
     def head_maps(self) -> HeadMaps:
         """The maps of every head kept, as the mean over the network's calls (Eq. 2 before its mean over heads).
 
@@ -145,7 +189,7 @@ class Capture(Trace):
             If nothing was generated, if some layer was never seen, if no call fell into the window of timesteps, or if
             the images have different sizes or timesteps.
         """
-        if self._kept and not all(kept.sums for kept in self._kept) and self._window is not None:
+        if self._window is not None and not all(kept.sums for kept in self._kept):
             raise RuntimeError(f"No call of the network was at a timestep from {self._window[0]} to {self._window[1]}.")
         self.check_all_seen()
         latents = {kept.generation.latent for kept in self._kept}
@@ -153,7 +197,7 @@ class Capture(Trace):
             raise RuntimeError(f"Latents of several sizes, {sorted(latents)}: use one `with` block for each size.")
         latent = latents.pop()
         grids = {number: self.heads.layers[number].grid(latent) for number in self._chosen}
-        words = self._words[0]
+        words = [_label(word) for word in self._words[0]]
         if not self._shared:
             words = ["subject"] if len(words) == 1 else [f"subject {i}" for i in range(len(words))]
         coords: dict[str, Any] = {"word": words}
@@ -163,10 +207,12 @@ class Capture(Trace):
         data = {}
         for height, width in dict.fromkeys(grids.values()):
             grid = f"{height}x{width}"
-            members = [number for number, each in grids.items() if each == (height, width)]
+            members = [number for number, size in grids.items() if size == (height, width)]
             means = [torch.cat([kept.mean(number) for number in members], dim=2) for kept in self._kept]
             maps = torch.cat(means)  # (image, call, head, pixel, word)
             values = maps.permute(0, 4, 1, 2, 3).unflatten(-1, (height, width)).contiguous().cpu().numpy()
+            if not np.isfinite(values).all():
+                raise ValueError(f"The attention is NaN or infinite on the grid of {height} x {width}.")
             dims = ("image", "word", *call, f"head_{grid}", f"y_{grid}", f"x_{grid}")
             data[f"maps_{grid}"] = (dims, values if call else values[:, :, 0])
             numbers = [self.heads.layers[number].first + head for number in members for head in self._chosen[number]]
@@ -174,7 +220,7 @@ class Capture(Trace):
             coords[f"place_{grid}"] = (f"head_{grid}", self.heads.block[numbers])
         factor = self.pipe.vae_scale_factor
         size = {"height": latent[0] * factor, "width": latent[1] * factor}
-        model = self.pipe.name_or_path or "unnamed"
+        model = getattr(self.pipe, "name_or_path", None) or "unnamed"
         if not self._shared:
             coords["own_words"] = (("image", "word"), self._image_words)
         return HeadMaps(xr.Dataset(data, coords, attrs={**size, "model": model, "n_heads": len(self.heads)}))
@@ -197,7 +243,7 @@ class Capture(Trace):
 
 @dataclass
 class Kept:
-    """What a `Capture` keeps of one generation. `sums` has one tensor (image * head, pixel, word) a layer, or one for
+    """What a `Capture` keeps of one generation: `sums` has one tensor (image * head, pixel, word) a layer, or one for
     each call; `selector` (image, token, word) averages the columns of each word."""
 
     generation: Generation
@@ -213,6 +259,11 @@ class Kept:
             self._selectors[n_heads] = self.selector.repeat_interleave(n_heads, dim=0)
         return self._selectors[n_heads]
 
+    def select(self, selector: torch.Tensor) -> None:
+        """Go on with other columns."""
+        self.selector = selector
+        self._selectors.clear()
+
     def mean(self, number: int) -> torch.Tensor:
         """(image, call, head, pixel, word) of a layer: for each call, or over all of them as one."""
         sums = self.sums[number]
@@ -222,38 +273,74 @@ class Kept:
 
 @contextmanager
 def capture(
-    pipe: Any,
-    words: str | Sequence[str] | Sequence[Sequence[str]],
+    pipe: DiffusionPipeline,
+    words: Words,
     *,
     prompt: str | Sequence[str] | None = None,
     heads: Sequence[int] | None = None,
     layers: Sequence[int] | None = None,
     timesteps: tuple[float, float] | None = None,
     per_timestep: bool = False,
+    verify: bool = True,
 ) -> Iterator[Capture]:
     """Keep the attention maps of `words` in whatever the pipeline generates inside the `with` block.
 
-    `words` is a list of words for all prompts, or one list for each prompt: `[["bear"], ["cat"]]`. A word may be a
-    phrase (`"oak tree"`), and is looked for as it is written, upper and lower case alike, as a whole. Its map is the
-    mean over its tokens and over its occurrences in the prompt; `"bear#2"` is its second occurrence alone. Where the
-    model sees a prompt through two tokenizers one after the other (SD3: CLIP, then T5), the mean is taken in each, then
-    over the two. Each call of the pipeline in the block adds its images; under guidance only the conditional half
-    counts. The image is bit-identical to one made without, and nothing stays behind in the pipeline.
+    A map is a column of softmax(Q K^T / sqrt(d)) (Eq. 1), one for each head, averaged over the calls of the network
+    that draw the picture (Eq. 2 before its mean over heads); negative prompts and perturbed copies do not count. Each
+    call of the pipeline in the block adds its images. The image is bit-identical to one made without, and nothing
+    stays behind in the pipeline.
 
-    Only what is asked for is kept: all heads, or those of the numbers `heads` or of the layers numbered `layers` (in
-    the order of `cross_attention_heads`); all calls of the network, or those at scheduler timesteps, 0 to 1000, in the
-    window `timesteps`, both ends included. With `per_timestep` each call has a map of its own instead of the mean;
-    `memory` of what the block yields says beforehand how many bytes that will take.
+    Parameters
+    ----------
+    pipe : diffusers.DiffusionPipeline
+        Of Stable Diffusion 1.x, 2.x, XL, 3, 3.5 or FLUX.1.
+    words : str, int, or a list of these, or one such list for each prompt
+        A word or a phrase (``"oak tree"``), found as it is written, in upper or lower case, as a whole. Its map is the
+        mean over its tokens and over its occurrences; ``"bear#2"`` is the second alone. A special token goes by its
+        name (``"<|startoftext|>"``), any token by its position among all that the model reads, 0 or more. Where the
+        model reads a prompt through two tokenizers one after the other (SD3: CLIP, then T5), the mean is taken in
+        each, then over the two.
+    prompt : str or list of str, optional
+        The prompts as the text encoders read them, without weights. Needed where embeddings are made outside the
+        block, or where a loop of one's own shows the network several texts and it is not clear which is the prompt.
+    heads, layers : sequence of int, optional
+        Only the heads of these numbers, or those of the layers of these numbers, as in `cross_attention_heads`.
+    timesteps : (float, float), optional
+        Only calls at scheduler timesteps in this window, within [0, 1000], both ends included.
+    per_timestep : bool
+        A map for each call instead of the mean; `Capture.memory` says how many bytes that takes.
+    verify : bool
+        Compare what layers with processors of unknown kinds put out with what their captured attention would.
 
-    `prompt` is needed only where the text encoder is not called inside the block, because embeddings made
-    elsewhere are passed to the pipeline or to `pipe.unet`: the prompts, one for each row of embeddings. The
-    text encoder's calls then no longer mark where a new generation begins, so make one a block.
+    Yields
+    ------
+    Capture
+        ``heatmap(word, heads)`` is one map, ``head_maps()`` all of them.
 
-    Raises ValueError if a layer cannot be captured, if a selection makes no sense, and, as the generation starts, if a
-    word is not in its prompt or if it cannot be known which prompts the network's rows belong to.
+    Raises
+    ------
+    ValueError
+        If a layer cannot be captured or a selection makes no sense; and while the picture is made, if a word is not in
+        its prompt, if it is not clear whose attention a row is, if a layer uses its attention in another way, or if
+        the attention is NaN or infinite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> pipe = getfixture("shared_pipe")  # any pipeline
+    >>> with capture(pipe, ["bear"]) as maps:
+    ...     image = pipe("photo of a bear", num_inference_steps=1, height=64, width=64).images[0]
+    >>> maps.heatmap("bear", heads=[3, 14, 15]).shape
+    (64, 64)
+    >>> maps.head_maps().words
+    ['bear']
     """
-    with Capture(pipe, words, prompt, heads, layers, timesteps, per_timestep).attached() as maps:
+    with Capture(pipe, words, prompt, heads, layers, timesteps, per_timestep, verify).attached() as maps:
         yield maps
+
+
+def _label(word: str | int) -> str:
+    return word if isinstance(word, str) else f"token {word}"
 
 
 def _float_by_head(values: torch.Tensor) -> torch.Tensor:

@@ -27,8 +27,9 @@ class RelevanceCounter(Trace):
         seed: int,
         units: Iterable[int] | None,
         start_token: bool,
+        prompt: str | Sequence[str] | None,
     ) -> None:
-        super().__init__(pipe)
+        super().__init__(pipe, prompt)
         if not isinstance(self.family, UNet):
             raise ValueError(
                 f"The heads of {type(pipe).__name__} cannot be scored: they attend to image and text at once, and only "
@@ -88,10 +89,20 @@ class RelevanceCounter(Trace):
         self._attended = self._share.new_zeros(self._share.shape)
         return True
 
-    def attend(self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor) -> None:
+    def totals(self) -> dict[int, torch.Tensor]:
+        if self._attended is None:
+            return {}
+        parts = self._attended.split([layer.n_heads for layer in self.heads], dim=1)
+        return {number: part.flatten() for number, part in enumerate(parts)}
+
+    def attend(
+        self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor, seen: dict[str, torch.Tensor]
+    ) -> None:
         assert self._attended is not None
         if number not in self._keys:
-            tokens = self.tokens.to(query.device, next(attention.to_k.parameters()).dtype)
+            weights, text = next(attention.to_k.parameters()).dtype, self.generations[-1].dtype
+            stored = not weights.is_floating_point or weights.itemsize < 2  # in 4 or 8 bits, not computed with
+            tokens = self.tokens.to(query.device, text if stored else weights)
             # `forward` rather than a call: hooks of our own, and of others, are for the model's use.
             self._keys[number] = attention.to_k.forward(tokens).float() * attention.scale
         keys = self._keys[number]
@@ -140,6 +151,7 @@ def score_heads(
     seed: int = 0,
     units: Iterable[int] | None = None,
     start_token: bool = False,
+    prompt: str | Sequence[str] | None = None,
 ) -> Iterator[RelevanceCounter]:
     """Count the heads' votes for `concepts` (name -> words) while images are generated in the block (Eq. 3).
 
@@ -153,7 +165,7 @@ def score_heads(
     Raises ValueError on fewer than two concepts, on concepts without words, and on layers that cannot be
     captured.
     """
-    with RelevanceCounter(pipe, concepts, seed, units, start_token).attached() as counter:
+    with RelevanceCounter(pipe, concepts, seed, units, start_token, prompt).attached() as counter:
         yield counter
 
 
@@ -169,7 +181,7 @@ def _encode_words(pipe: Any, words: list[str]) -> tuple[torch.Tensor, np.ndarray
     kept: list[torch.Tensor] = []
     for at in range(0, len(words), WORDS_AT_ONCE):
         batch = [
-            _encode(tokenizer, encoder, words[at : at + WORDS_AT_ONCE], penultimate="_2" in suffixes)
+            _encode(pipe, tokenizer, encoder, words[at : at + WORDS_AT_ONCE], penultimate="_2" in suffixes)
             for tokenizer, encoder in parts
         ]
         states = torch.cat(batch, dim=-1)
@@ -180,7 +192,8 @@ def _encode_words(pipe: Any, words: list[str]) -> tuple[torch.Tensor, np.ndarray
 
 
 @torch.no_grad()
-def _encode(tokenizer: Any, encoder: Any, words: list[str], penultimate: bool) -> torch.Tensor:
+def _encode(pipe: Any, tokenizer: Any, encoder: Any, words: list[str], penultimate: bool) -> torch.Tensor:
     """(word, token, channel) the last hidden state, normalised, or the last but one, as SDXL reads it."""
-    ids = tokenizer(words, padding=True, return_tensors="pt").input_ids.to(encoder.device)
+    device = getattr(pipe, "_execution_device", encoder.device)  # offloaded weights are on none
+    ids = tokenizer(words, padding=True, return_tensors="pt").input_ids.to(device)
     return encoder.forward(ids, output_hidden_states=True).hidden_states[-2] if penultimate else encoder.forward(ids)[0]

@@ -1,9 +1,9 @@
 """Following a pipeline through a generation, unchanged, to the queries and keys of every layer that sees the text.
 
-`Trace` listens through forward hooks: the text encoders' input says where the words are, the network's input says which
-rows are conditional, and each layer's own projections give the queries and keys (see `families`). The model's
-attention is left alone, so the image stays the same bit for bit. `selattn_lib.capture` holds a tap that keeps the
-columns of some words, `selattn_lib.relevance` another.
+`Trace` listens through forward hooks: `rows` says which rows of the network's input draw the pictures and what they
+read, and each layer's own projections give the queries and keys (see `models.families`). The model's attention is left
+alone, so the image stays the same bit for bit. `capture` holds a trace that keeps the columns of some words, `scoring`
+another.
 """
 
 import inspect
@@ -12,27 +12,29 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
+from threading import get_ident
 from typing import Any, Self
 
 import torch
 
-from ..models.families import Call, find_family
+from ..models.families import find_family
 from ..models.heads import cross_attention_heads
-from ..models.tokens import Prompt, Tokens
+from ..models.tokens import Prompt
+from .rows import PipelineCall, Reading, Rows, pipeline_calls
 
 
 @dataclass
 class Generation:
     """One run of the network over its timesteps, for one batch of images."""
 
-    prompts: list[Prompt] | None  # where known
-    rows: slice  # the conditional rows of the network's batch, one an image
+    prompts: list[Prompt | None]  # one an image, where known
+    n_prompts: int | None  # where known
     images: int
-    shape: torch.Size  # of the network's input
+    shape: torch.Size  # of one row of the network's input
     n_tokens: int  # of the text, padding included
     latent: tuple[int, int]  # height and width
     device: torch.device
-    negatives: int | None  # calls with the negative prompt to come before the next one that counts, where known
+    dtype: torch.dtype  # of the text
     calls: int = 0  # that counted
     timestep: Any = None  # of the last of them
     seen: set[int] = field(default_factory=set)  # layers
@@ -41,8 +43,8 @@ class Generation:
 class Trace:
     """Hands the conditional queries and the keys of every layer that attends to the text to a subclass.
 
-    A subclass says what to do when a generation starts (`start`), at each call of the network (`call`), and in each
-    of `layers` in each call (`attend`).
+    A subclass says what to do when a generation starts (`start`), when its texts change (`reword`), at each call of the
+    network (`call`), and in each of `layers` in each call (`attend`).
     """
 
     def __init__(self, pipe: Any, prompt: str | Sequence[str] | None = None) -> None:
@@ -53,21 +55,42 @@ class Trace:
             raise ValueError(f"{type(pipe).__name__}: expected the pipeline that it belongs to, for its tokenizers.")
         self.layers: Sequence[int] = range(len(self.heads.layers))
         self.generations: list[Generation] = []
-        self._given = [prompt] if isinstance(prompt, str) else prompt
+        given = [prompt] if isinstance(prompt, str) else list(prompt or [])
         self._texts = self.family.texts(pipe)
+        if given and not any(text.tokenizer is not None for text in self._texts):
+            names = " or ".join(f"tokenizer{text.argument.removeprefix('prompt')}" for text in self._texts)
+            raise ValueError(
+                f"{type(pipe).__name__} has no {names or 'tokenizer'}, so the words of `prompt` cannot be found: load "
+                "the pipeline with its tokenizers, which are small."
+            )
+        self._rows = Rows(pipe, self._texts, given or None, self.network.config.out_channels or 0)
         self._signature = inspect.signature(type(self.network).forward)
-        self._attending = False
+        self._host = torch.zeros(1, pin_memory=torch.cuda.is_available())
+        self._total = self._host.numpy()  # read without asking PyTorch, and so without waiting for a GPU
+        self._thread, self._elsewhere, self._adapters = get_ident(), False, ExitStack()
         self._forget()
 
     def _forget(self) -> None:
-        self._encoded: list[list[list[list[int]]]] = [[] for _ in self._texts]  # token ids, since the last call
-        self._generation: Generation | None = None
-        self._first_call: Call | None = None  # of the generation
-        self._last_call: Call | None = None  # that counted
+        self._rows.runs.clear()
+        self._rows.begin(None)
+        self._leave()
         self._outputs: dict[int, dict[str, torch.Tensor]] = {number: {} for number in self.layers}
+
+    def _leave(self) -> None:
+        """No call of the network is under way, and no generation."""
+        self._generation: Generation | None = None
+        self._reading: Reading | None = None  # of the call under way, if it counts
+        self._unproven: set[int] = set()  # layers to be proven in this call
+        self._ran: set[int] = set()  # layers that attended in this call
+        self._looked = False  # the last call was made for its gradient
+        self._adapters.close()
+        self._total[:] = 0
 
     def start(self, generation: Generation) -> None:
         """A new batch of images begins."""
+
+    def reword(self, generation: Generation) -> None:
+        """The images go on with other texts, `generation.prompts`."""
 
     def call(self, generation: Generation) -> bool:
         """The network is about to be called, for the `generation.calls`-th time (from 0) in this generation.
@@ -76,36 +99,59 @@ class Trace:
         """
         return True
 
-    def attend(self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor) -> None:
-        """Layer `number` attends with query and key, (image, head, pixel or token, channel), the text's keys first."""
+    def to_prove(self, generation: Generation) -> set[int]:
+        """The layers for which `attend` is to be handed the values and what became of them."""
+        return set()
+
+    def attend(
+        self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor, seen: dict[str, torch.Tensor]
+    ) -> None:
+        """Layer `number` attends with query and key, (image, head, pixel or token, channel), the text's keys first.
+
+        `seen` has the outputs of its submodules, (image, ...), and "used", what its heads put out together, where that
+        was asked for by `to_prove`.
+        """
         raise NotImplementedError
+
+    def totals(self) -> dict[int, torch.Tensor]:
+        """Layer -> numbers that are neither infinite nor NaN as long as its attention is not."""
+        return {}
 
     @contextmanager
     def attached(self) -> Iterator[Self]:
-        """Have the hooks in block for the length of a `with` block."""
+        """Have the hooks in place for the length of a `with` block, for the thread that opened it."""
         with ExitStack() as stack:
 
             def hook(register: Callable, see: Callable, **options: bool) -> None:
-                stack.callback(register(see, **options).remove)
+                stack.callback(register(partial(self._here, see), **options).remove)
 
+            self._thread = get_ident()
             self._forget()
             stack.callback(self._forget)
+            stack.enter_context(pipeline_calls(self.pipe, self._on_pipeline_call))
             hook(self.network.register_forward_pre_hook, self._on_network_call, with_kwargs=True)
-            for i, text in enumerate(self._texts):
+            for text in self._texts:
                 if text.encoder is not None:
-                    hook(text.encoder.register_forward_pre_hook, partial(self._on_text_encoder, i), with_kwargs=True)
+                    see = partial(self._on_text_encoder, text)
+                    hook(text.encoder.register_forward_hook, see, with_kwargs=True)
             for number in self.layers:
                 attention = self.network.get_submodule(self.heads.layers[number].name)
-                for name in self.family.watched(attention):
-                    see = partial(self._on_projection, self._outputs[number], name)
+                for name in dict.fromkeys((*self.family.watched(attention), *self.family.values(attention))):
+                    see = partial(self._on_projection, number, name)
                     hook(attention.get_submodule(name).register_forward_hook, see)
+                if getattr(attention, "to_out", None) is not None:
+                    hook(attention.to_out[0].register_forward_pre_hook, partial(self._on_used, number))
                 hook(attention.register_forward_hook, partial(self._on_layer, number), with_kwargs=True)
             yield self
 
     def check_all_seen(self) -> None:
-        """RuntimeError if nothing was generated, or if some layer was never seen."""
+        """RuntimeError if nothing was generated, or if some layer was never seen; ValueError on what is not finite."""
         if not self.generations:
-            raise RuntimeError("Nothing was generated yet: call the pipeline inside the `with` block.")
+            other = " It was called by another thread: open the block in the thread that generates." * self._elsewhere
+            looked = " Every call was made for its gradient: draw under torch.no_grad()." * self._looked
+            raise RuntimeError(f"Nothing was generated yet: call the pipeline inside the `with` block.{other}{looked}")
+        self._end_of_call()
+        self._rows.check_strays()
         for generation in self.generations:
             if missing := [self.heads.layers[i].name for i in self.layers if i not in generation.seen]:
                 raise RuntimeError(
@@ -113,138 +159,167 @@ class Trace:
                     f"first call: {missing}"
                 )
 
-    def _on_text_encoder(self, text: int, encoder: Any, args: tuple, kwargs: dict) -> None:
-        ids = args[0] if args else kwargs["input_ids"]
-        self._encoded[text].append(ids.tolist())
+    def _here(self, see: Callable, *args: Any) -> None:
+        """Hooks are for the thread that opened the block: others may use the same model meanwhile."""
+        if get_ident() == self._thread:
+            see(*args)
+        else:
+            self._elsewhere = True
+
+    @contextmanager
+    def _on_pipeline_call(self, call: PipelineCall) -> Iterator[None]:
+        if get_ident() != self._thread:
+            yield
+            return
+        self._leave()
+        self._rows.begin(call)
+        try:
+            yield
+            self._end_of_call()
+            self._rows.check_strays()
+            if self._looked:
+                raise ValueError("The last call of the network was made for its gradient: draw under torch.no_grad().")
+        finally:
+            self._leave()
+            self._rows.begin(None)
+
+    def _on_text_encoder(self, text: Any, encoder: Any, args: tuple, kwargs: dict, output: Any) -> None:
+        self._rows.on_text_encoder(text, args, kwargs, output)
 
     def _on_network_call(self, network: Any, args: tuple, kwargs: dict) -> None:
         arguments = self._signature.bind(network, *args, **kwargs).arguments
-        call, known = self.family.call(arguments), self._generation
-        if known is None or any(self._encoded):
+        call = self.family.call(arguments)
+        self._end_of_call()
+        if call.sample.requires_grad and torch.is_grad_enabled():  # to change the latents, not to draw
+            self._looked = True
+            return
+        reading = self._rows.read(call) if call.counts else None
+        if reading is None:
+            return
+        self._looked = False
+        if reading.new:
             self._generation = None
-            known = self._new_generation(call, self.family.latent(call, arguments))
-            self.start(known)
-            self.generations.append(known)
-            self._generation, self._first_call = known, call
-        elif call.counts and call.sample.shape != known.shape:
-            raise ValueError(
-                f"The network's input changed from {tuple(known.shape)} to {tuple(call.sample.shape)} "
-                "without the text encoder being called: use one `with` block for each batch."
-            )
-        elif not self.family.guided_in_batch and self._is_negative(call, known):
-            call = Call(call.sample, call.text, call.timestep, counts=False)
-        self._attending = call.counts
-        if call.counts:
-            self._last_call, known.timestep = call, call.timestep
-            self._attending = self.call(known)
-            known.calls += 1
-
-    def _new_generation(self, call: Call, latent: tuple[int, int]) -> Generation:
-        encoded, self._encoded = self._encoded, [[] for _ in self._texts]
-        runs = max(map(len, encoded), default=0)
-        prompts = self._prompts(encoded, call.text.shape[1])
-        batch, half = len(call.sample), len(call.sample) // 2
-        if not self.family.guided_in_batch:
-            guided, images, negatives = False, batch, None if self._given or not runs else runs - 1
+            generation = self._new_generation(call, reading, self.family.latent(call, arguments))
+            self.start(generation)
+            self.generations.append(generation)
+            self._generation = generation
         else:
-            # Under guidance the network sees the same latents twice, first with the negative prompts.
-            guided = (
-                batch % 2 == 0
-                and (prompts is None or batch != len(prompts))
-                and torch.equal(call.sample[:half], call.sample[half:])
-            )
-            images, negatives = half if guided else batch, 0
-            # SDXL's negative prompt, where none is given, is zeros rather than an encoded text.
-            encodings = 1 + (guided and not (runs == 1 and not call.text[:half].any()))
-            if not self._given and runs and runs != encodings:
-                raise ValueError(
-                    f"The text encoder ran {runs} time(s) before a call of the network on {batch} rows "
-                    f"{'with' if guided else 'without'} guidance, so prompts and negative prompts cannot be told "
-                    "apart. Say what the prompts are: capture(pipe, words, prompt=...)."
-                )
-        if prompts and images % len(prompts):
-            raise ValueError(
-                f"{images} images for {len(prompts)} prompts: the same number for each prompt was expected. "
-                "If `prompt` was given, it must have one entry for each row of embeddings."
-            )
-        rows, tokens = slice(batch - images, batch), call.text.shape[1]
-        return Generation(prompts, rows, images, call.sample.shape, tokens, latent, call.sample.device, negatives)
+            generation = self._goes_on(call, reading)
+        generation.timestep = call.timestep
+        if self.call(generation):
+            self._reading, self._unproven = reading, self.to_prove(generation)
+            for number in self._unproven:
+                self._follow_adapter(number)
+        generation.calls += 1
 
-    def _prompts(self, encoded: list[list[list[list[int]]]], n_tokens: int) -> list[Prompt] | None:
-        """The tokens of each prompt, as given or as the text encoders saw them; None if neither."""
-        if not self._given and not any(encoded):
-            return None
-        if self._given and not self._texts:
-            raise ValueError(f"{type(self.pipe).__name__} has no tokenizer, so the words of `prompt` cannot be found.")
-        stretches, first = [], 0
-        for text, runs in zip(self._texts, encoded, strict=True):
-            if self._given and text.tokenizer is not None:
-                length = text.length or n_tokens - first
-                settings: dict[str, Any] = {"padding": "max_length", "max_length": length, "truncation": True}
-                ids = text.tokenizer(list(self._given), **settings).input_ids
-            elif runs:
-                ids = runs[0]
-            else:  # a pipeline without this encoder sees zeros there
-                first = n_tokens if text.length is None else first + text.length
-                continue
-            stretches.append([Tokens(text.tokenizer, each, first) for each in ids])
-            first += len(ids[0])
-        if first != n_tokens:
-            raise ValueError(
-                f"The prompts have {first} tokens, padding included, but the network was given the embeddings of "
-                f"{n_tokens}, so words cannot be located."
-            )
-        return [list(prompt) for prompt in zip(*stretches, strict=True)]
+    def _new_generation(self, call: Any, reading: Reading, latent: tuple[int, int]) -> Generation:
+        if self._rows.call is not None:
+            self._rows.call.check_size(latent, self.pipe.vae_scale_factor)
+        images, n_tokens = len(reading.prompts), call.text.shape[1]
+        return Generation(
+            reading.prompts, reading.n_prompts, images, call.sample.shape[1:], n_tokens, latent, call.sample.device,
+            call.text.dtype,
+        )  # fmt: skip
 
-    def _is_negative(self, call: Call, known: Generation) -> bool:
-        """Whether a call in a generation under way is the negative prompt's, on the sample of the last one."""
-        if self._first_call is None or _same(call.text, self._first_call.text):
-            if known.negatives:
-                raise ValueError(
-                    "The text encoder ran twice but there is no guidance, so the prompts cannot be told apart. Say "
-                    "what the prompts are: capture(pipe, words, prompt=...)."
-                )
-            return False
-        if self._last_call is None or not _same(call.sample, self._last_call.sample):
+    def _goes_on(self, call: Any, reading: Reading) -> Generation:
+        """The generation under way, whose next call this is; ValueError if it cannot be."""
+        generation = self._generation
+        if generation is None:
+            raise ValueError("The generation was refused at its start.")
+        if call.sample.shape[1:] != generation.shape or len(reading.prompts) != generation.images:
             raise ValueError(
-                "The embeddings of the text changed without the text encoder being called: use one `with` block for "
-                "each batch."
+                f"The network's input changed from {generation.images} pictures of {tuple(generation.shape)} to "
+                f"{len(reading.prompts)} of {tuple(call.sample.shape[1:])}: use one `with` block for each batch."
             )
-        if known.negatives == 0:
+        timesteps = getattr(getattr(self.pipe, "scheduler", None), "timesteps", None)
+        steps = getattr(self.pipe, "_num_timesteps", None) or (0 if timesteps is None else len(timesteps))
+        if self._rows.call is not None and 0 < steps <= generation.calls:
             raise ValueError(
-                "The text encoder ran once before calls under guidance, so prompts and negative prompts cannot be told "
-                "apart. Say what the prompts are: capture(pipe, words, prompt=...)."
+                f"The network is shown the prompt more often than the scheduler has timesteps, {steps}: in parts of "
+                f"the picture, in references or in copies beside it. {type(self.pipe).__name__} does not say which "
+                "calls draw the picture, so its maps cannot be captured."
             )
-        known.negatives = None  # seen, once and for all
-        return True
+        if reading.prompts is not generation.prompts:
+            generation.prompts, generation.n_tokens = reading.prompts, call.text.shape[1]
+            self.reword(generation)
+        return generation
 
-    def _on_projection(
-        self, outputs: dict[str, torch.Tensor], name: str, module: Any, args: tuple, output: Any
-    ) -> None:
-        if self._attending:
-            outputs[name] = output
+    def _end_of_call(self) -> None:
+        """Whatever the last call left behind, and whether its attention was finite."""
+        for outputs in self._outputs.values():
+            outputs.clear()
+        self._reading, self._unproven = None, set()
+        self._ran.clear()
+        self._adapters.close()
+        generation = self._generation
+        if generation is None or not generation.calls or not (totals := self.totals()):
+            return
+        norms = torch._foreach_norm(list(totals.values()))  # in one launch
+        self._host.copy_(torch.stack(norms).sum(), non_blocking=True)  # a GPU's number is there by the next call
+        if self._total[0] - self._total[0] != 0:
+            number = next((i for i in totals if not totals[i].isfinite().all()), min(totals))
+            raise ValueError(
+                f"The attention of {self.heads.layers[number].name} is NaN or infinite in call {generation.calls} of "
+                "the network: the picture is lost as well. Models overflow in float16: try bfloat16 or float32."
+            )
+
+    def _follow_adapter(self, number: int) -> None:
+        """For one call, see what a processor's own projections put out."""
+        processor = self.network.get_submodule(self.heads.layers[number].name).processor
+        modules = processor.modules() if isinstance(processor, torch.nn.Module) else []
+        for i, module in enumerate(module for module in modules if isinstance(module, torch.nn.Linear)):
+            see = partial(self._here, partial(self._on_projection, number, f"added {i}"))
+            self._adapters.callback(module.register_forward_hook(see).remove)
+
+    def _on_projection(self, number: int, name: str, module: Any, args: tuple, output: Any) -> None:
+        if self._reading is None:
+            return
+        outputs, attention = self._outputs[number], self.network.get_submodule(self.heads.layers[number].name)
+        if name not in self.family.watched(attention) and number not in self._unproven:
+            return
+        if name in outputs and not name.startswith("added"):
+            raise ValueError(
+                f"{self._named(number)} ran its {name} twice in one call: it attends to several texts, and capture "
+                "cannot say which of them the picture follows."
+            )
+        outputs[name] = output
+
+    def _on_used(self, number: int, module: Any, args: tuple) -> None:
+        if self._reading is not None and number in self._unproven:
+            self._outputs[number]["used"] = args[0]
 
     @torch.no_grad()
     def _on_layer(self, number: int, attention: Any, args: tuple, kwargs: dict, output: Any) -> None:
         outputs, generation = self._outputs[number], self._generation
-        whole = len(outputs) == len(self.family.watched(attention))
-        if generation is None or not self._attending or not whole:
+        if (
+            generation is None
+            or self._reading is None
+            or any(name not in outputs for name in self.family.watched(attention))
+        ):
             return
+        if number in self._ran:
+            raise ValueError(
+                f"{self._named(number)} ran twice in one call of the network, which capture cannot follow."
+            )
         if kwargs.get("attention_mask") is not None:
-            raise ValueError(f"{self.heads.layers[number].name} was given a mask; capture does not reproduce it.")
-        conditional = {name: value[generation.rows] for name, value in outputs.items()}
+            raise ValueError(f"{self._named(number)} was given a mask, which capture does not reproduce.")
+        if "used" not in outputs and number in self._unproven and getattr(attention, "to_out", None) is None:
+            outputs["used"] = output[:, generation.n_tokens :]  # text and image as one sequence
+        batch = len(outputs[self.family.watched(attention)[0]])
+        conditional = {name: value[self._reading.rows] for name, value in outputs.items() if len(value) == batch}
         outputs.clear()
+        self._ran.add(number)
         with torch.autocast(generation.device.type, enabled=False):
             query, key = self.family.query_key(attention, conditional, generation.n_tokens, kwargs)
             grid = self.heads.layers[number].grid(generation.latent)
             if query.shape[2] != prod(grid):
                 raise RuntimeError(
-                    f"{self.heads.layers[number].name} has {query.shape[2]} pixels, where latents of "
-                    f"{generation.latent} make {grid}: capture does not know what else this pipeline feeds the network."
+                    f"{self._named(number)} has {query.shape[2]} pixels, where latents of {generation.latent} make "
+                    f"{grid}: this pipeline merges pixels, or shows the network more than the picture."
                 )
             generation.seen.add(number)
-            self.attend(number, attention, query, key)
+            self.attend(number, attention, query, key, conditional)
 
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one is other or (one.shape == other.shape and torch.equal(one, other))
+    def _named(self, number: int) -> str:
+        name = self.heads.layers[number].name
+        return f"{name} ({type(self.network.get_submodule(name).processor).__name__})"

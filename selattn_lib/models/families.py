@@ -30,11 +30,14 @@ class TextAttention:
 
 @dataclass(frozen=True)
 class Text:
-    """A stretch of the text that the layers see: who made it, and its length (None: all that is left)."""
+    """A stretch of the text that the layers see: who made it, its length (None: all that is left), and the argument of
+    the pipeline that it comes from, and whether it is read before the encoder's last layer."""
 
     tokenizer: Any
     encoder: Any
     length: int | None
+    argument: str = "prompt"
+    early: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,6 @@ class Family:
     part: ClassVar[str]  # the pipeline's attribute that holds the network
     network: ClassVar[type]
     blocks: ClassVar[tuple[str, ...]]  # in the order in which heads are numbered
-    guided_in_batch: ClassVar[bool] = True  # negative prompts first, in the same call; else in calls of their own
 
     def find(self, network: Any) -> Iterator[TextAttention]:
         """The layers, in the network's order within each block."""
@@ -79,6 +81,10 @@ class Family:
     def watched(self, attention: Any) -> tuple[str, ...]:
         """The submodules of a layer whose outputs `query_key` needs."""
         raise NotImplementedError
+
+    def values(self, attention: Any) -> tuple[str, ...]:
+        """The submodules of a layer that make the values (row, token or pixel, head * channel), in the keys' order."""
+        return ("add_v_proj", "to_v") if attention.added_kv_proj_dim is not None else ("to_v",)
 
     def query_key(
         self, attention: Any, seen: dict[str, torch.Tensor], tokens: int, options: dict[str, Any]
@@ -125,7 +131,9 @@ class UNet(Family):
     def texts(self, pipe: Any) -> list[Text]:
         for suffix in ("", "_2"):
             if tokenizer := getattr(pipe, f"tokenizer{suffix}", None):
-                return [Text(tokenizer, getattr(pipe, f"text_encoder{suffix}", None), tokenizer.model_max_length)]
+                encoder = getattr(pipe, f"text_encoder{suffix}", None)
+                early = getattr(pipe, "text_encoder_2", None) is not None
+                return [Text(tokenizer, encoder, tokenizer.model_max_length, f"prompt{suffix}", early)]
         return []
 
     def call(self, arguments: dict[str, Any]) -> Call:
@@ -162,8 +170,8 @@ class StableDiffusion3(Family):
 
     def texts(self, pipe: Any) -> list[Text]:
         return [
-            Text(pipe.tokenizer, pipe.text_encoder, pipe.tokenizer_max_length),
-            Text(pipe.tokenizer_3, pipe.text_encoder_3, None),
+            Text(pipe.tokenizer, pipe.text_encoder, pipe.tokenizer_max_length, early=True),
+            Text(pipe.tokenizer_3, pipe.text_encoder_3, None, "prompt_3"),
         ]
 
     def call(self, arguments: dict[str, Any]) -> Call:
@@ -195,7 +203,6 @@ class Flux(Family):
 
     part, network = "transformer", FluxTransformer2DModel
     blocks = ("double", "single")
-    guided_in_batch = False
 
     def find(self, network: Any) -> Iterator[TextAttention]:
         for i, block in enumerate(network.transformer_blocks):
@@ -209,7 +216,7 @@ class Flux(Family):
         return _fused_problem(found.attention)
 
     def texts(self, pipe: Any) -> list[Text]:
-        return [Text(pipe.tokenizer_2, pipe.text_encoder_2, None)]
+        return [Text(pipe.tokenizer_2, pipe.text_encoder_2, None, "prompt_2")]
 
     def call(self, arguments: dict[str, Any]) -> Call:
         return Call(arguments["hidden_states"], arguments["encoder_hidden_states"], arguments["timestep"] * 1000)

@@ -199,17 +199,19 @@ def test_embeddings_made_elsewhere_with_their_prompt(name):
         np.testing.assert_allclose(values, usual.head_maps().dataset[variable], atol=1e-5)
 
 
-def test_flux_prompts_that_cannot_be_told_from_negative_ones():
-    pipe = build("flux")
-    embedded, pooled, _ = pipe.encode_prompt(PROMPTS[0], None, max_sequence_length=T5_TOKENS)
+def test_flux_negative_prompts_in_calls_of_their_own():
+    """Known from the prompt by the pipeline's own arguments, whichever of the two is encoded first or elsewhere."""
+    pipe, encode = build("flux"), {"prompt_2": None, "max_sequence_length": T5_TOKENS}
     settings = {"height": 64, "width": 96, "num_inference_steps": 2, "max_sequence_length": T5_TOKENS}
-    settings |= {"prompt_embeds": embedded, "pooled_prompt_embeds": pooled, "output_type": "latent"}
-    with pytest.raises(ValueError, match="ran once before calls under guidance"), capture(pipe, ["a"]):
-        pipe(negative_prompt="a dog", true_cfg_scale=2.0, **settings)
-    with pytest.raises(ValueError, match="ran twice but there is no guidance"), capture(pipe, ["a"]):
-        for prompt in PROMPTS:
-            pipe.encode_prompt(prompt, None, max_sequence_length=T5_TOKENS)
-        pipe(**settings)
+    settings |= {"output_type": "latent", "true_cfg_scale": 2.0}
+    outside, pooled_outside, _ = pipe.encode_prompt("a dog", **encode)
+    negative = {"negative_prompt_embeds": outside, "negative_pooled_prompt_embeds": pooled_outside}
+    for negatives in ({"negative_prompt": PROMPTS[1]}, negative):
+        with attention_seen(pipe) as seen, capture(pipe, ["bear"]) as maps:
+            pipe.encode_prompt(PROMPTS[1], **encode)
+            text, pooled, _ = pipe.encode_prompt(PROMPTS[0], **encode)
+            pipe(prompt_embeds=text, pooled_prompt_embeds=pooled, **negatives, **settings)
+        assert_maps_equal("flux", maps, [calls[::2] for calls in seen], [0], T5[:1])
 
 
 def test_flux_pixels_that_are_not_the_images_are_refused():

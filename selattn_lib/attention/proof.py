@@ -1,0 +1,56 @@
+"""Whether a layer did with its attention what capture says: softmax(Q K^T) V, and nothing else, to the text."""
+
+from itertools import permutations
+from typing import Any
+
+import torch
+
+# Processors of diffusers that do, by reading them; adapters among them add attention to pictures.
+EXACT = {
+    *("AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor", "AttnProcessorNPU"),
+    *("IPAdapterAttnProcessor", "IPAdapterAttnProcessor2_0", "IPAdapterXFormersAttnProcessor"),
+    *("JointAttnProcessor2_0", "XFormersJointAttnProcessor", "SD3IPAdapterJointAttnProcessor2_0"),
+    *("PAGJointAttnProcessor2_0", "PAGCFGJointAttnProcessor2_0", "FluxAttnProcessor", "FluxIPAdapterAttnProcessor"),
+}
+
+
+def is_exact(attention: Any) -> bool:
+    """Whether a layer runs one of these processors, and nobody has replaced its parts."""
+    kind = type(attention.processor)
+    ours = kind.__module__.startswith("diffusers.") and kind.__call__.__module__.startswith("diffusers.")
+    return ours and kind.__name__ in EXACT and not {"forward", "get_attention_scores"} & vars(attention).keys()
+
+
+def differs(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, used: torch.Tensor, added: list[torch.Tensor]
+) -> bool:
+    """Whether softmax(Q K^T / sqrt(d)) V is not what a layer used, in some image and head.
+
+    query (image, head, pixel, channel), key and value (image, head, token, channel), used (image, pixel, head *
+    channel). `added` are outputs (image, token, head * channel) of an adapter's own projections: attention to them may
+    have been added.
+    """
+    query, key, value = query.float(), key.float(), value.float()
+    n_heads, used_by_head = query.shape[1], used.float().unflatten(-1, (query.shape[1], -1)).transpose(1, 2)
+    tolerance = max(1e-3, 8 * torch.finfo(used.dtype).eps)
+    expected = attended(query, key, value)
+    rest = used_by_head - expected
+    limit = tolerance * used_by_head.flatten(2).norm(dim=-1)
+
+    def gone(rest: torch.Tensor) -> bool:
+        return bool((rest.flatten(2).norm(dim=-1) <= limit).all())
+
+    if gone(rest):
+        return False
+    by_head = [x.float().unflatten(-1, (n_heads, -1)).transpose(1, 2) for x in added]
+    for one, other in permutations(by_head, 2):
+        if one.shape == other.shape:
+            term = attended(query, one, other)
+            if gone(rest - (rest * term).sum() / (term * term).sum() * term):
+                return False
+    return True
+
+
+def attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """(image, head, pixel, channel)."""
+    return (query @ key.transpose(2, 3) * query.shape[-1] ** -0.5).softmax(dim=-1) @ value
