@@ -64,6 +64,10 @@ class HeadMaps:
         if not self.grids:
             raise ValueError(f"no maps_HxW in a dataset of {list(self.dataset.data_vars)}: expected head maps")
 
+    def __getitem__(self, name: str) -> xr.DataArray:
+        """A variable or coordinate of the dataset, by name: ``maps["image_rgb"]``."""
+        return self.dataset[name]
+
     def __repr__(self) -> str:
         height, width = self.size
         images = f"{self.n_images} image{'s' * (self.n_images > 1)} of {height} x {width} pixels"

@@ -1,0 +1,13 @@
+"""Models by name: ready pipelines, where their heads are, and segmenters."""
+
+import lazy_loader  # type: ignore[import-untyped]
+
+# Imported when first used: diffusers and transformers take seconds.
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "heads": ["cross_attention_heads", "head_table"],
+        "pipelines": ["load_pipeline", "model_source", "pick_device", "unet_layout"],
+        "segmenters": ["load_segmenter"],
+    },
+)

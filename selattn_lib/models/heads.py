@@ -81,11 +81,29 @@ class Heads:
 
 
 def cross_attention_heads(pipe_or_network: Any) -> Heads:
-    """List the heads that attend to the text, of a diffusers pipeline or of its UNet or transformer.
+    """List the heads that attend to the text.
 
-    Raises ValueError if the model is of no family in `models.families`, if it is compiled, if it has no such layer,
-    or if any of those layers computes its attention in a way that capture does not reproduce (all such layers
-    are listed).
+    Parameters
+    ----------
+    pipe_or_network : DiffusionPipeline, or its UNet or transformer
+        Of a family in `selattn_lib.models.families`.
+
+    Returns
+    -------
+    Heads
+        In the one order in which everything here numbers them.
+
+    Raises
+    ------
+    ValueError
+        If the model is of no such family, if it is compiled, if it has no such layer, or if any of those layers
+        computes its attention in a way that capture does not reproduce (all such layers are listed).
+
+    Examples
+    --------
+    >>> from selattn_lib.models.pipelines import unet_layout
+    >>> len(cross_attention_heads(unet_layout("sd14")))
+    128
     """
     family, network = find_family(pipe_or_network)
     found = list(family.find(network))
@@ -117,10 +135,27 @@ HEAD_NAME = re.compile(r"(\w+), layer: (\d+), head: (\d+)")
 
 
 def head_table(heads: Any) -> pd.DataFrame:
-    """One row a head, columns block, layer, head, row, from head names or an object with `.names`.
+    """Where heads are, as a table.
 
-    `row` numbers the layers in the order of the heads. Raises ValueError on a name that is not of the form
-    "down, layer: 0, head: 3".
+    Parameters
+    ----------
+    heads : sequence of str, or Heads
+        Names such as "down, layer: 0, head: 3".
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a head: block, layer, head, name, and `row`, the number of the layer among all.
+
+    Raises
+    ------
+    ValueError
+        On a name of another form.
+
+    Examples
+    --------
+    >>> head_table(["down, layer: 0, head: 3"])["head"].tolist()
+    [3]
     """
     names = [str(name) for name in getattr(heads, "names", heads)]
     matches = [HEAD_NAME.fullmatch(name) for name in names]

@@ -182,7 +182,25 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def unet_layout(name: str | Path) -> UNet2DConditionModel:
     """The UNet of a model without its weights, from its configuration alone: enough to list its heads.
 
-    For "sd14" and "sd15" no network is needed. Raises as `load_pipeline` does, and ValueError if there is no UNet.
+    Parameters
+    ----------
+    name : str or path
+        As for `load_pipeline`; for "sd14" and "sd15" no network is needed.
+
+    Returns
+    -------
+    diffusers.UNet2DConditionModel
+        On PyTorch's meta device.
+
+    Raises
+    ------
+    ValueError, OSError
+        As `load_pipeline`; ValueError too if the model has no UNet.
+
+    Examples
+    --------
+    >>> unet_layout("sd14").config.sample_size
+    64
     """
     with torch.device("meta"):
         if str(name) in ("sd14", "sd15"):
@@ -195,7 +213,28 @@ def unet_layout(name: str | Path) -> UNet2DConditionModel:
 
 
 def model_source(name: str | Path) -> str:
-    """Where `from_pretrained` finds the model: a folder or a hub id; ValueError if `name` can be neither."""
+    """Where `from_pretrained` finds a model.
+
+    Parameters
+    ----------
+    name : str or path
+        As for `load_pipeline`.
+
+    Returns
+    -------
+    str
+        A folder or a hub id.
+
+    Raises
+    ------
+    ValueError
+        If `name` can be neither.
+
+    Examples
+    --------
+    >>> model_source("sd14")
+    'CompVis/stable-diffusion-v1-4'
+    """
     if name == EMBEDDED:
         return str(files("selattn_lib.emoji") / "weights")
     if str(name) in HUB:
@@ -213,9 +252,26 @@ def model_source(name: str | Path) -> str:
 
 
 def pick_device(device: str | None = None) -> str:
-    """`device`, else what `$SELATTN_DEVICE` says, else "cuda", "mps" or "cpu", the first that this machine has.
+    """The device that models are computed on.
 
-    Raises ValueError if this machine has no such device.
+    Parameters
+    ----------
+    device : str, optional
+        By default what `$SELATTN_DEVICE` says, else "cuda", "mps" or "cpu", the first that this machine has.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ValueError
+        If this machine has no such device.
+
+    Examples
+    --------
+    >>> pick_device("cpu")
+    'cpu'
     """
     present = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
     device = device or os.environ.get("SELATTN_DEVICE") or present[0]

@@ -33,7 +33,7 @@ GUIDANCE = {EMBEDDED: 3.0}  # where the paper's 7.5 oversaturates the pictures
 
 
 def runs_folder() -> Path:
-    """Where studies are kept.
+    """Where studies are kept, unless `$SELATTN_RUNS` or the current folder changes.
 
     Returns
     -------

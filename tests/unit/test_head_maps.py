@@ -258,3 +258,7 @@ def test_normalise_keeps_what_it_is_given():
     assert result.values.tolist() == [[[0, 1]], [[0, 0]]]
     assert result["k"].values.tolist() == [1, 2]
     assert isinstance(normalise(heat.values), np.ndarray)
+
+
+def test_a_variable_of_the_dataset_is_had_by_name(maps):
+    assert maps["word"].identical(maps.dataset["word"])
