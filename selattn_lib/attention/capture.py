@@ -102,7 +102,7 @@ class Capture(Trace):
     def _select(self, generation: Generation) -> torch.Tensor:
         """(image, token, word) what averages the columns of each word; ValueError if some word is not there."""
         if any(prompt is None for prompt in generation.prompts):
-            blended = " (Blends, and words of weight below 1, cannot be captured.)" * bool(self._rows.runs)
+            blended = " (Blends, and words of weight below 1, cannot be captured.)" * self._rows.encoded_here
             raise ValueError(
                 "The network was called with embeddings made elsewhere, so the prompts are not known. "
                 f"Say what they are: capture(pipe, words, prompt=...), as the text encoder reads them.{blended}"

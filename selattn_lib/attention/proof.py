@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from ..models.families import split_heads
+
 # Processors of diffusers that do, by reading them; adapters among them add attention to pictures.
 EXACT = {
     *("AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor", "AttnProcessorNPU"),
@@ -31,7 +33,7 @@ def differs(
     have been added.
     """
     query, key, value = query.float(), key.float(), value.float()
-    n_heads, used_by_head = query.shape[1], used.float().unflatten(-1, (query.shape[1], -1)).transpose(1, 2)
+    n_heads, used_by_head = query.shape[1], split_heads(used.float(), query.shape[1])
     tolerance = max(1e-3, 8 * torch.finfo(used.dtype).eps)
     expected = attended(query, key, value)
     rest = used_by_head - expected
@@ -42,7 +44,8 @@ def differs(
 
     if gone(rest):
         return False
-    by_head = [x.float().unflatten(-1, (n_heads, -1)).transpose(1, 2) for x in added]
+    width = n_heads * query.shape[-1]
+    by_head = [split_heads(x.float().flatten(1, -2), n_heads) for x in added if x.shape[-1] == width]
     for one, other in permutations(by_head, 2):
         if one.shape == other.shape:
             term = attended(query, one, other)

@@ -5,28 +5,19 @@ embedding is one of these has those tokens. Which texts are prompts the pipeline
 neither does, a row is the picture's if no other text is shown the same latents. Whatever stays unclear is refused.
 """
 
-import inspect
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from threading import RLock
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..models.families import Call, Text
 from ..models.tokens import Prompt, Tokens, content, ids_of
+from .embeddings import Embeddings, Sums, device_of, identity
+from .pipeline_calls import PipelineCall
 
-SUMS = 16  # random sums of channels by which embeddings are compared: what is kept of them
-TOLERANCE = 0.01  # of a token's length: float16 rounds to 0.001, two words differ by 0.3 and more
-WEIGHTS = 0.2  # the least weight of a word in a weighted prompt
 TEXTS = 8  # embeddings at a time of which is remembered whose they are
-RUNS = 64  # of the text encoders, the last that are remembered
-SLACK = 32  # pixels by which pipelines round a size
 
 
 @dataclass(frozen=True)
@@ -41,58 +32,6 @@ class Reading:
     prompts: list[Prompt | None]
     n_prompts: int | None
     new: bool
-
-
-@dataclass
-class PipelineCall:
-    """The arguments of a pipeline's own call, by name, defaults included."""
-
-    arguments: dict[str, Any]
-
-    def texts(self, kind: str, argument: str = "prompt") -> list[str]:
-        """The strings given as "prompt" or "negative_prompt" to the encoder of `argument`, such as "prompt_2"."""
-        values = self.arguments.get(kind + argument.removeprefix("prompt")) or self.arguments.get(kind)
-        return [values] if isinstance(values, str) else [str(value) for value in values or []]
-
-    @property
-    def n_prompts(self) -> int | None:
-        """How many prompts, if that can be seen."""
-        embeddings = self.arguments.get("prompt_embeds")
-        return len(self.texts("prompt")) or (None if embeddings is None else len(embeddings)) or None
-
-    @property
-    def n_images(self) -> int | None:
-        """How many pictures, if that can be seen."""
-        return self.n_prompts and self.n_prompts * (self.arguments.get("num_images_per_prompt") or 1)
-
-    def check_size(self, latent: tuple[int, int], factor: int) -> None:
-        """ValueError if the network sees latents of less than the picture."""
-        if self.arguments.get("padding_mask_crop") is not None:
-            raise ValueError(
-                "padding_mask_crop shows the network a part of the picture only, so its maps are not the picture's: "
-                "cut the picture yourself, and capture the part without padding_mask_crop."
-            )
-        size = self.arguments.get("height") or 0, self.arguments.get("width") or 0
-        sees = latent[0] * factor, latent[1] * factor
-        if all(size) and any(abs(side - seen) >= SLACK for side, seen in zip(size, sees, strict=True)):
-            raise ValueError(
-                f"The picture has {size[0]} x {size[1]} pixels, but the network is shown {sees[0]} x {sees[1]} of them "
-                "at a time: maps of such parts are not maps of the picture."
-            )
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a text encoder read (row, token) and put out, as sums (state, row, token, sum) of each hidden state."""
-
-    tokenizer: Any
-    ids: list[list[int]]
-    width: int  # channels
-    sums: torch.Tensor
-
-    @cached_property
-    def states(self) -> np.ndarray:
-        return self.sums.cpu().numpy()
 
 
 @dataclass
@@ -113,10 +52,14 @@ class Rows:
     texts: list[Text]
     given: list[str] | None
     channels: int
-    runs: deque[Run] = field(default_factory=lambda: deque(maxlen=RUNS))
     call: PipelineCall | None = None
 
     def __post_init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._embeddings = Embeddings()
         self.begin(None)
 
     def begin(self, call: PipelineCall | None) -> None:
@@ -130,23 +73,14 @@ class Rows:
         self._last: torch.Tensor | None = None  # latents of the last call that counted
 
     def on_text_encoder(self, text: Text, args: tuple, kwargs: dict, output: Any) -> None:
-        """A text encoder ran: remember what it read, and what became of it."""
-        ids = args[0] if args else kwargs.get("input_ids")
-        if ids is None:
-            return
-        inner = getattr(text.encoder, "text_model", text.encoder)
-        normalise = getattr(inner, "final_layer_norm", None)
-        outputs = output if isinstance(output, tuple) else tuple(output.values())
-        states = [value for value in outputs if torch.is_tensor(value) and value.shape[:2] == ids.shape]
-        for layers in (value for value in outputs if isinstance(value, tuple)):
-            states += layers
-            if isinstance(normalise, torch.nn.LayerNorm):  # `clip_skip` takes an earlier layer, normalised
-                states += [normalise.forward(layer) for layer in layers]
-        states = [state for state in states if state.ndim == 3]
-        if states:
-            sums = torch.stack([summed(state) for state in states])
-            self.runs.append(Run(text.tokenizer, ids.tolist(), states[0].shape[-1], sums))
-            self._encoded = True
+        """A text encoder ran."""
+        self._embeddings.on_text_encoder(text, args, kwargs, output)
+        self._encoded = True
+
+    @property
+    def encoded_here(self) -> bool:
+        """Whether a text encoder ran in this block."""
+        return bool(self._embeddings.runs)
 
     def read(self, call: Call) -> Reading | None:
         """Which rows of a call draw the pictures, and what they read; None if the call has only other rows.
@@ -167,6 +101,10 @@ class Rows:
                 self._check_strays(call, counts=False)
             return None
         rows, prompts, keys = chosen
+        if self.call is not None and self._keys not in (None, keys) and _equal(self._last, call.sample):
+            raise ValueError(
+                "The network is shown the same latents with two texts, and which is the prompt is not clear."
+            )
         self._check_strays(call, counts=True)
         new = self._begins(call, keys)
         picked = slice(rows[0], rows[-1] + 1)
@@ -181,12 +119,12 @@ class Rows:
 
     def _choose(self, call: Call) -> tuple[list[int], list[Prompt | None], list] | str:
         """The rows that draw the pictures, what they read, and what tells texts apart; or "negative", or "stray"."""
-        sums = _Sums(call.text)
-        prompts = [self._decipher(sums, row) for row in range(len(call.text))]
+        sums = Sums(call.text)
+        prompts = [self._embeddings.decipher(sums, row) for row in range(len(call.text))]
         mine = self._prompt_rows(sums, prompts)
         if not mine and self.given and not self._encoded_given and not self._blind:
             self._encode_given(call.text.shape[1])
-            prompts = [self._decipher(sums, row) for row in range(len(call.text))]
+            prompts = [self._embeddings.decipher(sums, row) for row in range(len(call.text))]
             mine = self._prompt_rows(sums, prompts)
         others = [row for row in range(len(call.text)) if row not in mine and not self._is_negative(sums, prompts, row)]
         if mine:
@@ -211,62 +149,14 @@ class Rows:
         keys = [sums.key(row) if prompts[row] is None else read_ids(prompts[row]) for row in rows]
         return rows, [prompts[row] for row in rows], keys
 
-    def _decipher(self, sums: "_Sums", row: int) -> Prompt | None:
-        """The tokens of a row, stretch by stretch; [] for a row of zeros, None if they are not known."""
-        prompt: Prompt = []
-        first = 0
-        while first < sums.n_tokens:
-            if not sums.of(sums.width)[row, first].any():  # padding, or an encoder that the pipeline lacks
-                first += 1
-                continue
-            nearest = None
-            for measure in (_distances, self._distances_weighted):
-                for run in self.runs:
-                    stretch = sums.of(run.width)[row, first : first + len(run.ids[0])]
-                    if run.width <= sums.width and len(stretch) == len(run.ids[0]):
-                        distances = measure(run, stretch).min(axis=0)
-                        i = int(distances.argmin())
-                        if distances[i] <= (TOLERANCE if nearest is None else nearest[0]):
-                            nearest = distances[i], run.tokenizer, run.ids[i]
-                if nearest is not None:
-                    break
-            if nearest is None:
-                return None
-            _, tokenizer, ids = nearest
-            if prompt and prompt[-1].tokenizer is tokenizer and prompt[-1].first + len(prompt[-1].ids) == first:
-                prompt[-1].ids = prompt[-1].ids + ids  # a long prompt, encoded in parts
-            else:
-                prompt.append(Tokens(tokenizer, ids, first))
-            first += len(ids)
-        return prompt
-
-    def _distances_weighted(self, run: Run, stretch: np.ndarray) -> np.ndarray:
-        """As `_distances`, to the run's states with some words weighted: moved away from 0 or from the empty prompt."""
-        lengths = np.linalg.norm(run.states, axis=-1)
-        best = np.full(lengths.shape[:2], np.inf)
-        empty = [
-            other.states[:, [i]]
-            for other in self.runs
-            if other.tokenizer is run.tokenizer and other.states[:, 0].shape == run.states[:, 0].shape
-            for i, ids in enumerate(other.ids)
-            if not content(run.tokenizer, ids)
-        ]
-        for base in (0.0, *empty[:1]):
-            away, moved = run.states - base, stretch - base
-            weights = (moved * away).sum(-1) / ((away**2).sum(-1) + 1e-12)
-            rest = np.linalg.norm(moved - weights[..., None] * away, axis=-1) / (lengths + 1e-12)
-            likely = (weights > WEIGHTS) | (np.linalg.norm(away, axis=-1) < TOLERANCE * lengths)
-            best = np.minimum(best, np.where(likely.all(-1), rest.max(-1), np.inf))
-        return best
-
-    def _prompt_rows(self, sums: "_Sums", prompts: list[Prompt | None]) -> list[int]:
+    def _prompt_rows(self, sums: Sums, prompts: list[Prompt | None]) -> list[int]:
         """The rows whose text is a prompt's, as the caller or the pipeline's call says."""
         embeddings = None if self.call is None else self.call.arguments.get("prompt_embeds")
         if embeddings is not None and (not self.given or self._blind):
             return [row for row in range(len(prompts)) if sums.is_in(row, embeddings)]
         return [row for row, prompt in enumerate(prompts) if prompt and self._says(prompt, "prompt")]
 
-    def _is_negative(self, sums: "_Sums", prompts: list[Prompt | None], row: int) -> bool:
+    def _is_negative(self, sums: Sums, prompts: list[Prompt | None], row: int) -> bool:
         """Whether a row that is no prompt's is known to be a negative one, or of an empty text."""
         embeddings = None if self.call is None else self.call.arguments.get("negative_prompt_embeds")
         prompt = prompts[row]
@@ -288,7 +178,7 @@ class Rows:
         said = [[_reads(tokens, text) for text in texts(tokens)] for tokens in prompt]
         return any(all(stretch) for stretch in zip(*said, strict=False))
 
-    def _pictures(self, call: Call, sums: "_Sums", rows: list[int]) -> list[int]:
+    def _pictures(self, call: Call, sums: Sums, rows: list[int]) -> list[int]:
         """Of rows with prompts, one for each picture: copies that guidance perturbs come after the picture's own."""
         expected = self.call.n_images if self.call else None
         others = len(call.text) - len(rows)
@@ -307,7 +197,7 @@ class Rows:
             f"{expected} picture{'s' * (expected > 1)}: capture does not know which of them the pictures are."
         )
 
-    def _alone(self, call: Call, sums: "_Sums", prompts: list[Prompt | None], rows: list[int]) -> list[int]:
+    def _alone(self, call: Call, sums: Sums, prompts: list[Prompt | None], rows: list[int]) -> list[int]:
         """The rows, if no two of them show the same latents with different texts."""
         for row in rows:
             for other in rows[: rows.index(row)]:
@@ -318,10 +208,9 @@ class Rows:
                     )
         return self._pictures(call, sums, rows)
 
-    def _unexpected(self, call: Call, sums: "_Sums", prompts: list[Prompt | None], rows: list[int]) -> list[int]:
-        """Rows with texts of which the pipeline's call says nothing: encoded half-way, or read in a way of its own."""
-        changed = self._keys is None or self._encoded
-        if changed and all(prompts[row] for row in rows) and len(rows) == self.call.n_images:  # type: ignore
+    def _unexpected(self, call: Call, sums: Sums, prompts: list[Prompt | None], rows: list[int]) -> list[int]:
+        """Rows with texts of which the pipeline's call says nothing: swapped half-way, or read in a way of its own."""
+        if all(prompts[row] for row in rows) and len(rows) == self.call.n_images:  # type: ignore[union-attr]
             return self._alone(call, sums, prompts, rows)
         texts = " and ".join(dict.fromkeys(_shown(prompts[row]) for row in rows))
         raise ValueError(
@@ -398,8 +287,7 @@ class Rows:
         assert self.given
         self._encoded_given, encoded = True, self._encoded
         for text, _, length in self._stretches(n_tokens):
-            device = getattr(self.pipe, "_execution_device", text.encoder.device)
-            ids = _padded(text, [*self.given, ""], length).to(device)
+            ids = _padded(text, [*self.given, ""], length).to(device_of(text.encoder, self.pipe))
             text.encoder(ids, **({"output_hidden_states": True} if text.early else {}))
         self._encoded = encoded
 
@@ -413,69 +301,13 @@ class Rows:
             first += length
 
 
-class _Sums:
-    """Random sums of the channels of a call's text, for every width of channels that is asked for."""
-
-    def __init__(self, text: torch.Tensor) -> None:
-        self.text, (_, self.n_tokens, self.width) = text.detach(), text.shape
-        self._by_width: dict[int, np.ndarray] = {}
-
-    def of(self, width: int) -> np.ndarray:
-        """(row, token, sum) of the first channels."""
-        if width not in self._by_width:
-            self._by_width[width] = summed(self.text[..., :width]).cpu().numpy()
-        return self._by_width[width]
-
-    def key(self, row: int) -> bytes:
-        return self.of(self.width)[row].tobytes()
-
-    def same(self, row: int, other: int) -> bool:
-        values = self.of(self.width)
-        return _near(values[row], values[other])
-
-    def is_in(self, row: int, embeddings: torch.Tensor) -> bool:
-        """Whether a row is one of these embeddings (row, token, channel)."""
-        if embeddings.shape[1:] != self.text.shape[1:]:
-            return False
-        others = summed(embeddings.detach()).cpu().numpy()
-        return any(_near(self.of(self.width)[row], other) for other in others)
-
-
-def summed(values: torch.Tensor) -> torch.Tensor:
-    """(..., channel) -> (..., sum): equal embeddings have equal sums, and different ones do not."""
-    return values.float() @ _signs(values.shape[-1], values.device)
-
-
-@lru_cache(maxsize=8)
-def _signs(width: int, device: torch.device) -> torch.Tensor:
-    return torch.randn((width, SUMS), generator=torch.Generator().manual_seed(0)).to(device, non_blocking=True)
-
-
-def identity(tensor: torch.Tensor) -> tuple | None:
-    """What a tensor has in common with itself only, until it is written to; None in inference mode, which hides it."""
-    if tensor.is_inference():
-        return None
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor._version
-
-
 def read_ids(prompt: Prompt | None) -> list[list[int]]:
     """The ids of a text's own tokens, stretch by stretch."""
     return [content(tokens.tokenizer, tokens.ids) for tokens in prompt or []]
 
 
-def _distances(run: Run, stretch: np.ndarray) -> np.ndarray:
-    """(state, row) the largest distance of a token from the run's, in shares of its length."""
-    lengths = np.linalg.norm(run.states, axis=-1)
-    return (np.linalg.norm(run.states - stretch, axis=-1) / (lengths + 1e-12)).max(axis=-1)
-
-
-def _near(one: np.ndarray, other: np.ndarray) -> bool:
-    lengths = np.linalg.norm(other, axis=-1)
-    return bool((np.linalg.norm(one - other, axis=-1) <= TOLERANCE * lengths + 1e-12).all())
-
-
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one is other or (one.shape == other.shape and torch.equal(one, other))
+def _equal(one: torch.Tensor | None, other: torch.Tensor) -> bool:
+    return one is other or (one is not None and one.shape == other.shape and torch.equal(one, other))
 
 
 def _reads(tokens: Tokens, text: str) -> bool:
@@ -497,41 +329,3 @@ def _shown(prompt: Prompt | None) -> str:
     return (
         repr(prompt[0].tokenizer.decode(content(prompt[0].tokenizer, prompt[0].ids)).strip()) if prompt else "nothing"
     )
-
-
-LOCK = RLock()
-
-
-@contextmanager
-def pipeline_calls(pipe: Any, listener: Callable[[PipelineCall], Any]) -> Iterator[None]:
-    """Have `listener(call)`, a context manager, around every call of this one pipeline.
-
-    A pipeline has no hooks. So, for the length of the block, its class is a subclass of its own that says when it is
-    called; blocks may be nested, and may end in any order.
-    """
-    with LOCK:
-        if not hasattr(type(pipe), "_call_listeners"):
-            members = {"__call__": _told, "_call_listeners": [], "__module__": type(pipe).__module__}
-            pipe.__class__ = type(type(pipe).__name__, (type(pipe),), members)
-        type(pipe)._call_listeners.append(listener)
-    try:
-        yield
-    finally:
-        with LOCK:
-            type(pipe)._call_listeners.remove(listener)
-            if not type(pipe)._call_listeners:
-                pipe.__class__ = type(pipe).__mro__[1]
-
-
-def _told(pipe: Any, *args: Any, **kwargs: Any) -> Any:
-    call = type(pipe).__mro__[1].__call__
-    try:
-        bound = inspect.signature(call).bind(pipe, *args, **kwargs)
-        bound.apply_defaults()
-        arguments = {**bound.arguments, **bound.arguments.get("kwargs", {})}
-    except TypeError:  # which the pipeline says itself
-        arguments = {}
-    with ExitStack() as stack:
-        for listener in list(type(pipe)._call_listeners):
-            stack.enter_context(listener(PipelineCall(arguments)))
-        return call(pipe, *args, **kwargs)

@@ -12,6 +12,7 @@ import xarray as xr
 from ..maps.relevance import HeadRelevance
 from ..models.families import UNet, split_heads
 from ..models.tokens import word_tokens
+from .embeddings import device_of
 from .trace import Generation, Trace
 
 WORDS_AT_ONCE = 64  # concept words encoded together
@@ -100,11 +101,12 @@ class RelevanceCounter(Trace):
     ) -> None:
         assert self._attended is not None
         if number not in self._keys:
-            weights, text = next(attention.to_k.parameters()).dtype, self.generations[-1].dtype
-            stored = not weights.is_floating_point or weights.itemsize < 2  # in 4 or 8 bits, not computed with
-            tokens = self.tokens.to(query.device, text if stored else weights)
-            # `forward` rather than a call: hooks of our own, and of others, are for the model's use.
-            self._keys[number] = attention.to_k.forward(tokens).float() * attention.scale
+            # As the layer gets its text: weights may be stored in another type. `forward` rather than a call: hooks
+            # of our own, and of others, are for the model's use.
+            generation = self.generations[-1]
+            with torch.autocast(query.device.type, enabled=generation.autocast):
+                projected = attention.to_k.forward(self.tokens.to(query.device, generation.dtype))
+            self._keys[number] = projected.float() * attention.scale
         keys = self._keys[number]
         n_heads, index, bias = query.shape[1], self._index[number], self._bias[number]
         chosen = keys[index]  # (image, column, head * channel)
@@ -194,6 +196,5 @@ def _encode_words(pipe: Any, words: list[str]) -> tuple[torch.Tensor, np.ndarray
 @torch.no_grad()
 def _encode(pipe: Any, tokenizer: Any, encoder: Any, words: list[str], penultimate: bool) -> torch.Tensor:
     """(word, token, channel) the last hidden state, normalised, or the last but one, as SDXL reads it."""
-    device = getattr(pipe, "_execution_device", encoder.device)  # offloaded weights are on none
-    ids = tokenizer(words, padding=True, return_tensors="pt").input_ids.to(device)
+    ids = tokenizer(words, padding=True, return_tensors="pt").input_ids.to(device_of(encoder, pipe))
     return encoder.forward(ids, output_hidden_states=True).hidden_states[-2] if penultimate else encoder.forward(ids)[0]

@@ -20,7 +20,9 @@ import torch
 from ..models.families import find_family
 from ..models.heads import cross_attention_heads
 from ..models.tokens import Prompt
-from .rows import PipelineCall, Reading, Rows, pipeline_calls
+from .pipeline_calls import PipelineCall, pipeline_calls
+from .proof import is_exact
+from .rows import Reading, Rows
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Generation:
     latent: tuple[int, int]  # height and width
     device: torch.device
     dtype: torch.dtype  # of the text
+    autocast: bool
     calls: int = 0  # that counted
     timestep: Any = None  # of the last of them
     seen: set[int] = field(default_factory=set)  # layers
@@ -71,8 +74,7 @@ class Trace:
         self._forget()
 
     def _forget(self) -> None:
-        self._rows.runs.clear()
-        self._rows.begin(None)
+        self._rows.clear()
         self._leave()
         self._outputs: dict[int, dict[str, torch.Tensor]] = {number: {} for number in self.layers}
 
@@ -143,21 +145,27 @@ class Trace:
                     hook(attention.to_out[0].register_forward_pre_hook, partial(self._on_used, number))
                 hook(attention.register_forward_hook, partial(self._on_layer, number), with_kwargs=True)
             yield self
+            self._end_of_call()
+            self._check_last_call()
 
     def check_all_seen(self) -> None:
         """RuntimeError if nothing was generated, or if some layer was never seen; ValueError on what is not finite."""
         if not self.generations:
             other = " It was called by another thread: open the block in the thread that generates." * self._elsewhere
-            looked = " Every call was made for its gradient: draw under torch.no_grad()." * self._looked
-            raise RuntimeError(f"Nothing was generated yet: call the pipeline inside the `with` block.{other}{looked}")
+            raise RuntimeError(f"Nothing was generated yet: call the pipeline inside the `with` block.{other}")
         self._end_of_call()
-        self._rows.check_strays()
         for generation in self.generations:
             if missing := [self.heads.layers[i].name for i in self.layers if i not in generation.seen]:
                 raise RuntimeError(
                     f"These layers were not called, or not through their projections, or the generation ended in its "
                     f"first call: {missing}"
                 )
+
+    def _check_last_call(self) -> None:
+        """ValueError if the network was called in ways that do not draw, and then no more."""
+        self._rows.check_strays()
+        if self._looked:
+            raise ValueError("The last call of the network was made for its gradient: draw under torch.no_grad().")
 
     def _here(self, see: Callable, *args: Any) -> None:
         """Hooks are for the thread that opened the block: others may use the same model meanwhile."""
@@ -176,9 +184,7 @@ class Trace:
         try:
             yield
             self._end_of_call()
-            self._rows.check_strays()
-            if self._looked:
-                raise ValueError("The last call of the network was made for its gradient: draw under torch.no_grad().")
+            self._check_last_call()
         finally:
             self._leave()
             self._rows.begin(None)
@@ -215,10 +221,10 @@ class Trace:
     def _new_generation(self, call: Any, reading: Reading, latent: tuple[int, int]) -> Generation:
         if self._rows.call is not None:
             self._rows.call.check_size(latent, self.pipe.vae_scale_factor)
-        images, n_tokens = len(reading.prompts), call.text.shape[1]
+        n_tokens, device = call.text.shape[1], call.sample.device
         return Generation(
-            reading.prompts, reading.n_prompts, images, call.sample.shape[1:], n_tokens, latent, call.sample.device,
-            call.text.dtype,
+            reading.prompts, reading.n_prompts, len(reading.prompts), call.sample.shape[1:], n_tokens, latent, device,
+            call.text.dtype, torch.is_autocast_enabled(device.type),
         )  # fmt: skip
 
     def _goes_on(self, call: Any, reading: Reading) -> Generation:
@@ -276,6 +282,8 @@ class Trace:
             return
         outputs, attention = self._outputs[number], self.network.get_submodule(self.heads.layers[number].name)
         if name not in self.family.watched(attention) and number not in self._unproven:
+            return
+        if name in outputs and is_exact(attention):  # the rows that guidance perturbs come after the others
             return
         if name in outputs and not name.startswith("added"):
             raise ValueError(

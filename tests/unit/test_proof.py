@@ -166,6 +166,36 @@ def test_a_forward_that_was_replaced_is_proven(tiny_pipe):
         del layer.forward
 
 
+def test_merged_pixels_are_refused(tiny_pipe, monkeypatch):
+    layer = tiny_pipe.unet.get_submodule(FIRST)
+    forward = layer.forward
+    merged = lambda pixels, *args, **settings: forward(pixels[:, ::2], *args, **settings).repeat_interleave(2, 1)  # noqa: E731
+    monkeypatch.setitem(vars(layer), "forward", merged)
+    with pytest.raises(RuntimeError, match=rf"{FIRST} .* has 128 pixels.*merges pixels"), capture(tiny_pipe, ["bear"]):
+        generate(tiny_pipe, PROMPT)
+
+
+def test_an_adapter_of_diffusers_passes_with_and_without_being_known(tiny_pipe, monkeypatch):
+    pipe = build_pipeline()
+    names = [name for name in pipe.unet.attn_processors if name.endswith("attn2.processor")]
+    widths = [pipe.unet.get_submodule(name.removesuffix(".processor")).inner_dim for name in names]
+    adapter = {
+        f"{2 * i + 1}.{kind}.weight": torch.randn(width, 32)
+        for i, width in enumerate(widths)
+        for kind in ("to_k_ip", "to_v_ip")
+    }
+    norm = {"norm.weight": torch.ones(32), "norm.bias": torch.zeros(32)}
+    projection = {"proj.weight": torch.randn(128, 16), "proj.bias": torch.zeros(128), **norm}
+    pipe.unet._load_ip_adapter_weights([{"image_proj": projection, "ip_adapter": adapter}])
+    picture = {"ip_adapter_image_embeds": [torch.randn(2, 1, 16)]}
+    with attention_seen(pipe) as seen, capture(pipe, ["bear"]) as maps:
+        generate(pipe, PROMPT, **picture)
+    assert_captured(maps, seen, [1], [[2]])
+    monkeypatch.setattr("selattn_lib.attention.proof.EXACT", set())
+    with capture(pipe, ["bear"]):
+        generate(pipe, PROMPT, steps=1, **picture)
+
+
 @pytest.mark.parametrize("name", ["sd35", "flux"])
 def test_joint_attention_is_proven_too(name, monkeypatch):
     pipe = getattr(tiny_families, f"build_{name}")()

@@ -22,7 +22,7 @@ CONCEPTS = {"Animals": ["bear", "cat"], "Things": ["desk", "lamp"]}
 
 
 @cache
-def build(kind="sd", scheduler=None, **options):
+def build(kind="sd", scheduler=None, channels=4, time_cond=None, **options):
     """A tiny pipeline of a class of diffusers, or of a family."""
     if kind in ("sd", "sd3", "flux", "sdxl"):
         return tiny_sd.build_pipeline() if kind == "sd" else getattr(tiny_families, f"build_{kind}")()
@@ -30,6 +30,11 @@ def build(kind="sd", scheduler=None, **options):
     parts = {**build("sdxl" if sdxl else "sd").components}
     if scheduler:
         parts["scheduler"] = getattr(diffusers, scheduler)()
+    if channels != 4 or time_cond:
+        changed = {"in_channels": channels, "time_cond_proj_dim": time_cond}
+        parts["unet"] = diffusers.UNet2DConditionModel.from_config(parts["unet"].config, **changed).eval()
+    if "ControlNet" in kind:
+        options["controlnet"] = diffusers.ControlNetModel.from_unet(parts["unet"])
     options |= {"add_watermarker": False} if sdxl else {"requires_safety_checker": False}
     pipe = getattr(diffusers, kind)
     accepted = pipe.__init__.__code__.co_varnames
@@ -89,6 +94,22 @@ def encoded_in_the_callback(pipe):
     draw(pipe, steps=2, callback_on_step_end=swap, callback_on_step_end_tensor_inputs=["prompt_embeds"])
 
 
+def swapped_in(pipe):
+    positive, negative = pipe.encode_prompt(DESK, "cpu", 1, True)
+    swap = {"prompt_embeds": torch.cat([negative, positive])}
+    draw(pipe, callback_on_step_end=lambda *_: swap, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+
+
+def written_over(pipe):
+    later = embedded(pipe, DESK)
+
+    def write(pipe, step, timestep, tensors):
+        tensors["prompt_embeds"][1] = later[0]
+        return {}
+
+    draw(pipe, callback_on_step_end=write, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+
+
 def encoded_together(pipe):
     ids = pipe.tokenizer(["", BEAR], padding="max_length", max_length=20, return_tensors="pt").input_ids
     with torch.no_grad():
@@ -144,6 +165,18 @@ CAPTURED = {
     "a loop with the negative in a call of its own": (
         ("sd",), lambda p: in_two_calls(p, embedded(p, BEAR), embedded(p, "")), [0], [[4]], slice(1, None, 2)
     ),
+    "embeddings swapped for ones encoded before, in the block": (("sd",), swapped_in, [1], {0: [4], 1: [2]}, None),
+    "embeddings written over": (("sd",), written_over, [1], {0: [4], 1: [2]}, None),
+    "instructions to change a picture": (
+        ("StableDiffusionInstructPix2PixPipeline", None, 8),
+        lambda p: p(BEAR, image=torch.rand(1, 3, 64, 64), num_inference_steps=2, output_type="pt"), [0], [[4]], None,
+    ),
+    "a model that needs no guidance (LCM)": (
+        ("LatentConsistencyModelPipeline", "LCMScheduler", 4, 16), lambda p: draw(p), [0], [[4]], None
+    ),
+    "a control network": (
+        ("StableDiffusionControlNetPipeline",), lambda p: draw(p, image=torch.rand(1, 3, 64, 64)), [1], [[4]], None
+    ),
     "the same latents for two prompts": (
         ("sd",), lambda p: draw(p, [BEAR, DESK], latents=latents().repeat(2, 1, 1, 1)), [2, 3], [[4], [2]], None
     ),
@@ -164,7 +197,7 @@ def test_the_pictures_own_rows(name):
         places, columns = columns, [[0]]
         for layer in seen:
             for call, attention in enumerate(layer):
-                attention[..., 0] = attention[..., places[min(call, 2)]].mean(dim=-1)
+                attention[..., 0] = attention[..., places[min(call, max(places))]].mean(dim=-1)
     if calls == "guided":  # not those that look at the prompt's row alone, to change the latents
         calls = [i for i, call in enumerate(seen[0]) if len(call) == 2]
     assert_captured(maps, seen, rows, columns, slice(None) if calls is None else calls)
@@ -327,6 +360,12 @@ def test_what_is_not_the_pictures_is_refused(name):
     with pytest.raises(ValueError, match=said), capture(pipe, ["bear"]):
         run()
     assert tiny_sd.count_hooks(pipe) == hooks and "_call_listeners" not in vars(type(pipe))
+
+
+def test_calls_for_a_gradient_do_not_draw():
+    pipe = build()
+    with pytest.raises(ValueError, match="draw under torch.no_grad"), capture(pipe, ["bear"]):
+        loop.__wrapped__(pipe, [embedded(pipe, ""), embedded(pipe, BEAR)], 1)
 
 
 def test_the_prompt_given_helps_where_the_error_says_so():

@@ -1,7 +1,8 @@
+import accelerate
 import numpy as np
 import pytest
 import torch
-from tiny_sd import count_hooks, generate
+from tiny_sd import build_pipeline, count_hooks, generate
 
 from selattn_lib.attention.capture import capture
 from selattn_lib.attention.scoring import score_heads
@@ -167,3 +168,67 @@ def test_nothing_generated(tiny_pipe):
         pass
     with pytest.raises(RuntimeError, match="Nothing was generated"):
         counter.counts()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16])
+def test_weights_stored_in_another_type_than_they_compute_in(dtype):
+    """Words are projected in the type in which the layer gets its text, under layer-wise casting."""
+    pipe, rounded = build_pipeline(), build_pipeline()
+    for name, weight in rounded.unet.named_parameters():
+        if ".attn" in name and "to_" in name:
+            weight.data = weight.data.to(dtype).float()
+    pipe.unet.enable_layerwise_casting(storage_dtype=dtype, compute_dtype=torch.float32, skip_modules_pattern=SKIPPED)
+    counts = []
+    for model in (pipe, rounded):
+        with score_heads(model, CONCEPTS) as votes:
+            generate(model)
+        counts.append(votes.counts())
+    assert np.abs(counts[0] - counts[1]).sum() <= 4
+
+
+SKIPPED = ("conv", "norm", "time", "proj_", "ff", "resnets")  # what is left as it is: all but attention
+
+
+class Quantised(torch.nn.Linear):
+    """As the 4-bit layers of bitsandbytes: bytes for weights, floats for what is computed."""
+
+    def __init__(self, linear):
+        super().__init__(linear.in_features, linear.out_features, bias=False)
+        self.real = linear.weight.data
+        self.weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.uint8), requires_grad=False)
+
+    def forward(self, values):
+        assert values.is_floating_point()
+        return values @ self.real.T
+
+
+def test_weights_stored_as_bytes():
+    pipe = build_pipeline()
+    with score_heads(pipe, CONCEPTS) as plain:
+        generate(pipe)
+    for layer in cross_attention_heads(pipe):
+        attention = pipe.unet.get_submodule(layer.name)
+        attention.to_k = Quantised(attention.to_k)
+    with score_heads(pipe, CONCEPTS) as votes:
+        generate(pipe)
+    assert np.array_equal(votes.counts(), plain.counts())
+
+
+def test_a_text_encoder_whose_weights_are_elsewhere():
+    """Offloaded layer by layer, it has weights on no device."""
+    pipe = build_pipeline()
+    accelerate.cpu_offload(pipe.text_encoder, "cpu")
+    assert pipe.text_encoder.device.type == "meta"
+    with score_heads(pipe, CONCEPTS) as votes:
+        assert votes.tokens.device.type == "cpu"
+
+
+def test_the_prompt_given_for_a_loop_of_ones_own(tiny_pipe):
+    bear, dog = (tiny_pipe.encode_prompt(text, "cpu", 1, False)[0] for text in ("a bear", "a dog"))
+    latents = torch.randn(1, 4, 8, 8).repeat(2, 1, 1, 1)
+    for texts in ([bear, dog], [dog, bear]):
+        with torch.no_grad(), score_heads(tiny_pipe, CONCEPTS, prompt="a bear") as votes:
+            tiny_pipe.unet(latents, 500, torch.cat(texts))
+        assert votes.counts().sizes["image"] == 1
+    with pytest.raises(ValueError, match="which of them is the prompt"), score_heads(tiny_pipe, CONCEPTS):
+        tiny_pipe.unet(latents, 500, torch.cat([bear, dog]))
