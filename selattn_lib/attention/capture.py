@@ -57,7 +57,7 @@ class Capture(Trace):
         self._window = None if timesteps is None else (min(timesteps), max(timesteps))
         self._per_timestep, self._verify = per_timestep, verify
         self._image_words: list[list[str]] = []
-        self._kept: list[Kept] = []
+        self._records: list[Record] = []
 
     def _choose(self, heads: Sequence[int] | None, layers: Sequence[int] | None) -> dict[int, list[int]]:
         if heads is not None and layers is not None:
@@ -68,13 +68,12 @@ class Capture(Trace):
         numbers = set(range(total)) if chosen is None else {int(number) for number in chosen}
         if not numbers or not numbers <= set(range(total)):
             raise ValueError(f"{kind}={chosen!r}: expected some of the model's {kind}, numbers from 0 to {total - 1}.")
-        kept = {}
+        chosen_heads = {}
         for number, layer in enumerate(self.heads):
-            own = range(layer.n_heads)
-            in_layer = [h for h in own if (number if heads is None else layer.first + h) in numbers]
+            in_layer = [h for h in range(layer.n_heads) if (number if heads is None else layer.first + h) in numbers]
             if in_layer:
-                kept[number] = in_layer
-        return kept
+                chosen_heads[number] = in_layer
+        return chosen_heads
 
     def memory(self, height: int, width: int, *, images: int = 1, calls: int = 50) -> int:
         """Bytes that the maps of `images` images of (height, width) pixels will take, known before any is made.
@@ -82,17 +81,19 @@ class Capture(Trace):
         `calls`, the calls of the network an image (50 steps make 51 with PNDM), matter only with `per_timestep`.
         """
         latent = [side // self.pipe.vae_scale_factor for side in (height, width)]
-        values = sum(len(own) * prod(self.heads.layers[number].grid(latent)) for number, own in self._chosen.items())
+        values = sum(
+            len(heads) * prod(self.heads.layers[number].grid(latent)) for number, heads in self._chosen.items()
+        )
         return 4 * values * images * len(self._words[0]) * (calls if self._per_timestep else 1)
 
     def start(self, generation: Generation) -> None:
         n_lists, n_prompts = len(self._words), generation.n_prompts or generation.images
         if not self._shared and (n_lists != (generation.n_prompts or n_lists) or generation.images % n_lists):
             raise ValueError(f"words has {n_lists} lists of words for {n_prompts} prompts.")
-        kept = Kept(generation, self._select(generation))
+        record = Record(generation, self._select(generation))
         repeats = generation.images // n_lists
         self._image_words += [[_label(word) for word in words] for words in self._words for _ in range(repeats)]
-        self._kept.append(kept)
+        self._records.append(record)
         self._indices = {
             number: torch.tensor(heads, device=generation.device)
             for number, heads in self._chosen.items()
@@ -116,7 +117,7 @@ class Capture(Trace):
         return torch.stack(selectors).to(generation.device)
 
     def reword(self, generation: Generation) -> None:
-        self._kept[-1].select(self._select(generation))
+        self._records[-1].select(self._select(generation))
 
     def to_prove(self, generation: Generation) -> set[int]:
         """In the first call and, for what begins later, in the 2nd, 3rd, 5th, 9th, 17th ..."""
@@ -126,7 +127,7 @@ class Capture(Trace):
         return {number for number, attention in layers.items() if not is_exact(attention)}
 
     def totals(self) -> dict[int, torch.Tensor]:
-        return {number: sums[-1] for number, sums in self._kept[-1].sums.items()} if self._kept else {}
+        return {number: sums[-1] for number, sums in self._records[-1].sums.items()} if self._records else {}
 
     def call(self, generation: Generation) -> bool:
         inside = True
@@ -134,7 +135,7 @@ class Capture(Trace):
             first, last = self._window
             inside = first <= _one_timestep(generation.timestep) <= last
         if inside and self._per_timestep:
-            self._kept[-1].timesteps.append(generation.timestep)
+            self._records[-1].timesteps.append(generation.timestep)
         return inside
 
     def attend(
@@ -144,10 +145,10 @@ class Capture(Trace):
             self._prove(number, attention, query, key, seen)
         if number in self._indices:
             query, key = (states.index_select(1, self._indices[number]) for states in (query, key))
-        kept, n_heads, pixels = self._kept[-1], query.shape[1], query.shape[2]
+        record, n_heads, pixels = self._records[-1], query.shape[1], query.shape[2]
         query, key = _float_by_head(query), _float_by_head(key)
-        selector = kept.selector_of(n_heads)
-        sums = kept.sums.setdefault(number, [])
+        selector = record.selector_of(n_heads)
+        sums = record.sums.setdefault(number, [])
         if self._per_timestep or not sums:
             sums.append(torch.zeros((len(query), pixels, selector.shape[-1]), device=query.device))
         unused, scale = query.new_empty(1), query.shape[-1] ** -0.5
@@ -158,7 +159,7 @@ class Capture(Trace):
             logits = torch.baddbmm(unused, query[:, part], key.transpose(1, 2), beta=0, alpha=scale)
             probabilities = logits.softmax(dim=-1)[..., : selector.shape[1]]  # Eq. 1, the text's columns
             sums[-1][:, part].baddbmm_(probabilities, selector)
-        kept.calls[number] = kept.calls.get(number, 0) + 1
+        record.calls[number] = record.calls.get(number, 0) + 1
 
     def _prove(
         self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor, seen: dict[str, torch.Tensor]
@@ -177,7 +178,7 @@ class Capture(Trace):
         )
 
     def head_maps(self) -> HeadMaps:
-        """The maps of every head kept, as the mean over the network's calls (Eq. 2 before its mean over heads).
+        """The maps of every head, as the mean over the network's calls (Eq. 2 before its mean over heads).
 
         See `HeadMaps` for what is in it. The word is called "subject" where each prompt has its own. With
         `per_timestep` the dimension `call` comes after the words, and its coordinate `timestep` holds the calls'
@@ -189,10 +190,10 @@ class Capture(Trace):
             If nothing was generated, if some layer was never seen, if no call fell into the window of timesteps, or if
             the images have different sizes or timesteps.
         """
-        if self._window is not None and not all(kept.sums for kept in self._kept):
+        if self._window is not None and not all(record.sums for record in self._records):
             raise RuntimeError(f"No call of the network was at a timestep from {self._window[0]} to {self._window[1]}.")
         self.check_all_seen()
-        latents = {kept.generation.latent for kept in self._kept}
+        latents = {record.generation.latent for record in self._records}
         if len(latents) > 1:
             raise RuntimeError(f"Latents of several sizes, {sorted(latents)}: use one `with` block for each size.")
         latent = latents.pop()
@@ -208,7 +209,7 @@ class Capture(Trace):
         for height, width in dict.fromkeys(grids.values()):
             grid = f"{height}x{width}"
             members = [number for number, size in grids.items() if size == (height, width)]
-            means = [torch.cat([kept.mean(number) for number in members], dim=2) for kept in self._kept]
+            means = [torch.cat([record.mean(number) for number in members], dim=2) for record in self._records]
             maps = torch.cat(means)  # (image, call, head, pixel, word)
             values = maps.permute(0, 4, 1, 2, 3).unflatten(-1, (height, width)).contiguous().cpu().numpy()
             if not np.isfinite(values).all():
@@ -226,15 +227,19 @@ class Capture(Trace):
         return HeadMaps(xr.Dataset(data, coords, attrs={**size, "model": model, "n_heads": len(self.heads)}))
 
     def _timesteps(self) -> list[float]:
-        """Those of the calls kept, one map each."""
-        every = [[_one_timestep(timestep) for timestep in kept.timesteps] for kept in self._kept]
-        for kept, timesteps in zip(self._kept, every, strict=True):
-            if timesteps != every[0] or any(len(maps) != len(timesteps) for maps in kept.sums.values()):
+        """Those of the calls that are kept, one map each."""
+        every = [[_one_timestep(timestep) for timestep in record.timesteps] for record in self._records]
+        for record, timesteps in zip(self._records, every, strict=True):
+            if timesteps != every[0] or any(len(maps) != len(timesteps) for maps in record.sums.values()):
                 raise RuntimeError(
                     "With per_timestep, every image and layer needs a map at each timestep: let no generation be "
                     "interrupted, skip no layers, and use one `with` block for each number of steps."
                 )
         return every[0]
+
+    def dataset(self) -> xr.Dataset:
+        """`head_maps()` as an xarray dataset."""
+        return self.head_maps().dataset
 
     def heatmap(self, word: int | str = 0, heads: HeadSelection = "all", **options: Any) -> xr.DataArray:
         """`HeadMaps.heatmap` of what is captured: (y, x) in [0, 1], at the picture's size."""
@@ -242,7 +247,7 @@ class Capture(Trace):
 
 
 @dataclass
-class Kept:
+class Record:
     """What a `Capture` keeps of one generation: `sums` has one tensor (image * head, pixel, word) a layer, or one for
     each call; `selector` (image, token, word) averages the columns of each word."""
 
@@ -326,14 +331,14 @@ def capture(
 
     Examples
     --------
-    >>> import torch
-    >>> pipe = getfixture("shared_pipe")  # any pipeline
+    >>> from selattn_lib import load_pipeline
+    >>> pipe = load_pipeline("emoji-sd", device="cpu")
     >>> with capture(pipe, ["bear"]) as maps:
-    ...     image = pipe("photo of a bear", num_inference_steps=1, height=64, width=64).images[0]
+    ...     picture = pipe("photo of a bear", num_inference_steps=2).images[0]
     >>> maps.heatmap("bear", heads=[3, 14, 15]).shape
-    (64, 64)
-    >>> maps.head_maps().words
-    ['bear']
+    (128, 128)
+    >>> maps.head_maps()
+    HeadMaps: 1 image of 128 x 128 pixels, words bear, 128 heads (...)
     """
     with Capture(pipe, words, prompt, heads, layers, timesteps, per_timestep, verify).attached() as maps:
         yield maps

@@ -115,7 +115,7 @@ class Rows:
     def check_strays(self) -> None:
         """ValueError if the last latents were shown with texts that are not the prompt's only."""
         if self._stray is not None:
-            raise ValueError(f"The network was not shown what the model makes of {self._wanted()} to the end.")
+            raise ValueError(f"The network was not shown what the model makes of {self._asked()} to the end.")
 
     def _choose(self, call: Call) -> tuple[list[int], list[Prompt | None], list] | str:
         """The rows that draw the pictures, what they read, and what tells texts apart; or "negative", or "stray"."""
@@ -135,7 +135,7 @@ class Rows:
             embeddings = None if self.call is None else self.call.arguments.get("prompt_embeds")
             if embeddings is not None and any(sums.is_in(row, embeddings) for row in others):
                 raise ValueError(
-                    f"The pipeline's embeddings are not what its text encoder makes of {self._wanted()}. Give the text "
+                    f"The pipeline's embeddings are not what its text encoder makes of {self._asked()}. Give the text "
                     "as the model reads it, without weights or brackets. Blends and weights below 1 cannot be "
                     "captured; with clip_skip, encode inside the block."
                 )
@@ -214,7 +214,7 @@ class Rows:
             return self._alone(call, sums, prompts, rows)
         texts = " and ".join(dict.fromkeys(_shown(prompts[row]) for row in rows))
         raise ValueError(
-            f"The network is shown {texts}, while the pipeline was called with {self._wanted()}, so capture does not "
+            f"The network is shown {texts}, while the pipeline was called with {self._asked()}, so capture does not "
             "know whose attention this is. Encode texts inside the block, one for each picture."
         )
 
@@ -253,7 +253,7 @@ class Rows:
         if counts:
             self._last = latents
 
-    def _wanted(self) -> str:
+    def _asked(self) -> str:
         texts = self.given or (self.call.texts("prompt") if self.call else [])
         return f"prompt={texts!r}" if texts else "embeddings"
 
@@ -312,8 +312,8 @@ def _equal(one: torch.Tensor | None, other: torch.Tensor) -> bool:
 
 def _reads(tokens: Tokens, text: str) -> bool:
     """Whether tokens are those of a text, as far as the model reads it."""
-    ids, wanted = content(tokens.tokenizer, tokens.ids), content(tokens.tokenizer, ids_of(tokens.tokenizer, text))
-    return ids == wanted or (len(ids) >= len(tokens.ids) - 2 and ids == wanted[: len(ids)])
+    ids, expected = content(tokens.tokenizer, tokens.ids), content(tokens.tokenizer, ids_of(tokens.tokenizer, text))
+    return ids == expected or (len(ids) >= len(tokens.ids) - 2 and ids == expected[: len(ids)])
 
 
 def _padded(text: Text, prompts: Sequence[str], length: int) -> torch.Tensor:

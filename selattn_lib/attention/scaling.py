@@ -11,20 +11,40 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 
 from ..models.families import UNet, find_family
 from ..models.heads import cross_attention_heads
 
 
 @contextmanager
-def scaled_heads(pipe: Any, heads: Sequence[int] | np.ndarray, scale: float) -> Iterator[None]:
-    """Multiply the output of these heads by `scale` in whatever the pipeline generates inside the `with` block.
+def scaled_heads(pipe: DiffusionPipeline, heads: Sequence[int] | np.ndarray, scale: float) -> Iterator[None]:
+    """Multiply the output of some heads by a number in whatever the pipeline generates inside the `with` block.
 
-    0 switches them off, 1 leaves the image as it is, bit for bit. Both halves of a batch under guidance are scaled: it
-    is the model that is weakened. Nothing stays behind in the pipeline; may be nested with `capture` and with itself.
+    A layer adds sum_h W_h A_h V_h to the picture, W_h the output projection's columns of head h; the terms of `heads`
+    become scale * W_h A_h V_h, in both halves of a batch under guidance: it is the model that is weakened. Nothing
+    stays behind in the pipeline; may be nested with `capture` and with itself.
 
-    Raises ValueError on head numbers that do not exist, on a scale that is no number, and on models that are not of
-    Stable Diffusion 1.x, 2.x or XL.
+    Parameters
+    ----------
+    pipe : diffusers.DiffusionPipeline
+        Of Stable Diffusion 1.x, 2.x or XL.
+    heads : sequence of int
+        Head numbers, as in `cross_attention_heads`.
+    scale : float
+        0 switches the heads off, 1 leaves the image as it is, bit for bit.
+
+    Raises
+    ------
+    ValueError
+        If a head does not exist, if `scale` is no finite number, or if the model is of another kind.
+
+    Examples
+    --------
+    >>> from selattn_lib import load_pipeline
+    >>> pipe = load_pipeline("emoji-sd", device="cpu")
+    >>> with scaled_heads(pipe, [3, 14, 15], 0.0):
+    ...     picture = pipe("photo of a bear", num_inference_steps=2).images[0]
     """
     listed, (family, network) = cross_attention_heads(pipe), find_family(pipe)
     if not isinstance(family, UNet):
@@ -38,10 +58,10 @@ def scaled_heads(pipe: Any, heads: Sequence[int] | np.ndarray, scale: float) -> 
         raise ValueError(f"scale={scale!r}: expected a number, 0 to switch the heads off")
     with ExitStack() as stack:
         for layer in listed:
-            own = numbers[(numbers >= layer.first) & (numbers < layer.first + layer.n_heads)] - layer.first
-            if len(own):
+            in_layer = numbers[(numbers >= layer.first) & (numbers < layer.first + layer.n_heads)] - layer.first
+            if len(in_layer):
                 factors = torch.ones(layer.n_heads)
-                factors[own] = scale
+                factors[in_layer] = scale
                 projection = network.get_submodule(layer.name).to_out[0]
                 stack.callback(projection.register_forward_pre_hook(_scaled_by(factors)).remove)
         yield

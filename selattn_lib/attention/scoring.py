@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import xarray as xr
+from diffusers import DiffusionPipeline
 
 from ..maps.relevance import HeadRelevance
 from ..models.families import UNet, split_heads
@@ -147,7 +148,7 @@ class RelevanceCounter(Trace):
 
 @contextmanager
 def score_heads(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     concepts: Mapping[str, Sequence[str]],
     *,
     seed: int = 0,
@@ -155,17 +156,46 @@ def score_heads(
     start_token: bool = False,
     prompt: str | Sequence[str] | None = None,
 ) -> Iterator[RelevanceCounter]:
-    """Count the heads' votes for `concepts` (name -> words) while images are generated in the block (Eq. 3).
+    """Count the heads' votes for concepts while images are generated in the `with` block (Eq. 3).
 
-    At each (call, layer) one word a concept is drawn; the conditional queries' softmax over the drawn words'
-    semantic tokens is averaged over pixels and over each word's tokens, and each head votes for the concept
-    of the largest. The draws depend on `seed`, on the image's number in `units` (0, 1, 2 ... by default, in
-    order of generation), on the call and on the layer, never on the batch. `start_token` keeps the start
-    token of the first word inside the softmax, as the published implementation does; it gets no vote.
+    At each (call, layer) one word a concept is drawn. softmax(Q K^T / sqrt(d)) of the conditional queries over the
+    drawn words' semantic tokens is averaged over pixels and over each word's tokens, and each head votes for the
+    concept of the largest. May be nested with `capture`, in either order, and leaves the image as it is, bit for bit.
 
-    May be nested with `capture`, in either order, and leaves the image as it is, bit for bit.
-    Raises ValueError on fewer than two concepts, on concepts without words, and on layers that cannot be
-    captured.
+    Parameters
+    ----------
+    pipe : diffusers.DiffusionPipeline
+        Of Stable Diffusion 1.x, 2.x or XL.
+    concepts : mapping of str to list of str
+        Name -> words, for two concepts or more.
+    seed : int
+        The draws depend on it, on the image's number, on the call and on the layer, never on the batch.
+    units : iterable of int, optional
+        The images' numbers; 0, 1, 2 ... by default, in the order of generation.
+    start_token : bool
+        Keep the start token of the first word inside the softmax, as the published implementation does.
+    prompt : str or list of str, optional
+        As for `capture`; seldom needed.
+
+    Yields
+    ------
+    RelevanceCounter
+        ``counts()`` are the votes (image, concept, head), ``relevance()`` the `HeadRelevance` from them.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two concepts or one without words, if a layer cannot be captured; and while pictures
+        are made, as for `capture`.
+
+    Examples
+    --------
+    >>> from selattn_lib import load_pipeline
+    >>> pipe = load_pipeline("emoji-sd", device="cpu")
+    >>> with score_heads(pipe, {"Animals": ["bear", "cat"], "Vehicles": ["car", "bus"]}) as votes:
+    ...     picture = pipe("photo of a bear", num_inference_steps=2).images[0]
+    >>> votes.counts().sizes["head"]
+    128
     """
     with RelevanceCounter(pipe, concepts, seed, units, start_token, prompt).attached() as counter:
         yield counter

@@ -61,7 +61,7 @@ class Family:
         """The layers, in the network's order within each block."""
         raise NotImplementedError
 
-    def problem(self, found: TextAttention) -> str | None:
+    def problem(self, layer: TextAttention) -> str | None:
         """Why this layer cannot be captured, or None."""
         raise NotImplementedError
 
@@ -116,11 +116,11 @@ class UNet(Family):
                 level = {"down": number, "up": deepest - number}.get(block, deepest)
                 yield TextAttention(block, name, module, 2**level)
 
-    def problem(self, found: TextAttention) -> str | None:
-        attention = found.attention
+    def problem(self, layer: TextAttention) -> str | None:
+        attention = layer.attention
         if not isinstance(attention, Attention):
             return f"is a {type(attention).__name__}, not a diffusers Attention"
-        if found.block not in self.blocks:
+        if layer.block not in self.blocks:
             return "is in none of the down, mid and up blocks"
         if attention.added_kv_proj_dim is not None:
             return "has added key and value projections"
@@ -163,10 +163,10 @@ class StableDiffusion3(Family):
         for i, block in enumerate(network.transformer_blocks):
             yield TextAttention("joint", f"transformer_blocks.{i}.attn", block.attn, network.config.patch_size)
 
-    def problem(self, found: TextAttention) -> str | None:
-        if not isinstance(found.attention, Attention):
-            return f"is a {type(found.attention).__name__}, not a diffusers Attention"
-        return _shape_problem(found.attention)
+    def problem(self, layer: TextAttention) -> str | None:
+        if not isinstance(layer.attention, Attention):
+            return f"is a {type(layer.attention).__name__}, not a diffusers Attention"
+        return _shape_problem(layer.attention)
 
     def texts(self, pipe: Any) -> list[Text]:
         return [
@@ -183,8 +183,8 @@ class StableDiffusion3(Family):
         )
 
     def watched(self, attention: Any) -> tuple[str, ...]:
-        wanted = (("norm_q", "to_q"), ("norm_k", "to_k"), ("norm_added_k", "add_k_proj"))
-        return tuple(projection if getattr(attention, norm) is None else norm for norm, projection in wanted)
+        outputs = (("norm_q", "to_q"), ("norm_k", "to_k"), ("norm_added_k", "add_k_proj"))
+        return tuple(projection if getattr(attention, norm) is None else norm for norm, projection in outputs)
 
     def query_key(
         self, attention: Any, seen: dict[str, torch.Tensor], tokens: int, options: dict[str, Any]
@@ -210,10 +210,10 @@ class Flux(Family):
         for i, block in enumerate(network.single_transformer_blocks):
             yield TextAttention("single", f"single_transformer_blocks.{i}.attn", block.attn, 2)
 
-    def problem(self, found: TextAttention) -> str | None:
-        if not isinstance(found.attention, FluxAttention):
-            return f"is a {type(found.attention).__name__}, not a diffusers FluxAttention"
-        return _fused_problem(found.attention)
+    def problem(self, layer: TextAttention) -> str | None:
+        if not isinstance(layer.attention, FluxAttention):
+            return f"is a {type(layer.attention).__name__}, not a diffusers FluxAttention"
+        return _fused_problem(layer.attention)
 
     def texts(self, pipe: Any) -> list[Text]:
         return [Text(pipe.tokenizer_2, pipe.text_encoder_2, None, "prompt_2")]

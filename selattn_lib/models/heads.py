@@ -106,8 +106,8 @@ def cross_attention_heads(pipe_or_network: Any) -> Heads:
     128
     """
     family, network = find_family(pipe_or_network)
-    found = list(family.find(network))
-    problems = [f"{each.name}: {problem}" for each in found if (problem := family.problem(each))]
+    attentions = list(family.find(network))
+    problems = [f"{layer.name}: {problem}" for layer in attentions if (problem := family.problem(layer))]
     problems += [
         f"{name or type(network).__name__}: is compiled, which leaves out what listens to it"
         for name, module in network.named_modules()
@@ -118,15 +118,15 @@ def cross_attention_heads(pipe_or_network: Any) -> Heads:
             "These cross-attention layers cannot be captured; load the model without what is named here:\n  "
             + "\n  ".join(problems)
         )
-    if not found:
+    if not attentions:
         raise ValueError(f"{type(network).__name__} has no cross-attention; a text-to-image network is needed.")
-    by_place = [[each for each in found if each.block == block] for block in family.blocks]
-    listed = [(i, each) for members in by_place for i, each in enumerate(members)]
-    firsts = accumulate((each.attention.heads for _, each in listed), initial=0)
+    by_block = [[layer for layer in attentions if layer.block == block] for block in family.blocks]
+    listed = [(i, layer) for members in by_block for i, layer in enumerate(members)]
+    firsts = accumulate((layer.attention.heads for _, layer in listed), initial=0)
     return Heads(
         tuple(
-            Layer(each.name, each.block, i, each.attention.heads, first, each.stride)
-            for (i, each), first in zip(listed, firsts, strict=False)
+            Layer(layer.name, layer.block, i, layer.attention.heads, first, layer.stride)
+            for (i, layer), first in zip(listed, firsts, strict=False)
         )
     )
 
