@@ -151,20 +151,25 @@ def detector(areas: Mapping[str, Interval]) -> str:
     )
 
 
-def generations(correlation: xr.DataArray, shared: xr.DataArray, scores: xr.DataArray, *, heads: int) -> str:
+def generations(
+    correlation: xr.DataArray, shared: xr.DataArray, scores: Mapping[str, xr.DataArray], *, heads: int
+) -> str:
     """How many generations a head relevance vector needs, from what two of n generations agree on, (size), and from the
-    mean IoU (size, draw) of the top heads that n generations name."""
+    mean IoU (size, draw), on each benchmark, of the top heads that n generations name."""
     few, many = int(shared["size"][0]), int(shared["size"][-1])
-    agree = [
+    agreements = [
         f"two vectors of {n} generations each share {float(shared.sel(size=n)):.0%} of their top {heads} heads (rank "
         f"correlation {float(correlation.sel(size=n)):.2f})"
         for n in (few, many)
     ]
-    ends = [f"{float(scores.sel(size=n).mean()):.3f} ± {float(scores.sel(size=n).std()):.3f}" for n in (few, many)]
-    return (
-        f"over all concepts, {agree[0]}, and {agree[1]}. The mean IoU of the top {heads} heads is {ends[0]} where "
-        f"{few} generations name them and {ends[1]} where {many} do."
-    )
+    sentences = [f"Over all concepts, {agreements[0]}, and {agreements[1]}."]
+    for name, ious in scores.items():
+        ends = [f"{float(ious.sel(size=n).mean()):.3f} ± {float(ious.sel(size=n).std()):.3f}" for n in (few, many)]
+        sentences.append(
+            f"On the {name} benchmark the mean IoU of the top {heads} heads is {ends[0]} where {few} generations name "
+            f"them and {ends[1]} where {many} do."
+        )
+    return " ".join(sentences)
 
 
 def weakened(presence: Mapping[tuple[str, str, int], xr.Dataset], concept: str, other: str, *, heads: int) -> str:
