@@ -142,10 +142,10 @@ class Trace:
                     see = partial(self._on_projection, number, name)
                     hook(attention.get_submodule(name).register_forward_hook, see)
                 if getattr(attention, "to_out", None) is not None:
-                    hook(attention.to_out[0].register_forward_pre_hook, partial(self._on_used, number))
+                    hook(attention.to_out[0].register_forward_pre_hook, partial(self._on_used, number), prepend=True)
                 hook(attention.register_forward_hook, partial(self._on_layer, number), with_kwargs=True)
             yield self
-            self._end_of_call()
+            self._end_of_call(wait=True)
             self._check_last_call()
 
     def check_all_seen(self) -> None:
@@ -153,7 +153,7 @@ class Trace:
         if not self.generations:
             other = " It was called by another thread: open the block in the thread that generates." * self._elsewhere
             raise RuntimeError(f"Nothing was generated yet: call the pipeline inside the `with` block.{other}")
-        self._end_of_call()
+        self._end_of_call(wait=True)
         for generation in self.generations:
             if missing := [self.heads.layers[i].name for i in self.layers if i not in generation.seen]:
                 raise RuntimeError(
@@ -183,7 +183,7 @@ class Trace:
         self._rows.begin(call)
         try:
             yield
-            self._end_of_call()
+            self._end_of_call(wait=True)
             self._check_last_call()
         finally:
             self._leave()
@@ -250,8 +250,11 @@ class Trace:
             self.reword(generation)
         return generation
 
-    def _end_of_call(self) -> None:
-        """Whatever the last call left behind, and whether its attention was finite."""
+    def _end_of_call(self, wait: bool = False) -> None:
+        """Clear away what the last call left; ValueError if its attention was not finite.
+
+        A GPU is waited for at the end only: between calls, its number is there by the next one.
+        """
         for outputs in self._outputs.values():
             outputs.clear()
         self._reading, self._unproven = None, set()
@@ -261,7 +264,7 @@ class Trace:
         if generation is None or not generation.calls or not (totals := self.totals()):
             return
         norms = torch._foreach_norm(list(totals.values()))  # in one launch
-        self._host.copy_(torch.stack(norms).sum(), non_blocking=True)  # a GPU's number is there by the next call
+        self._host.copy_(torch.stack(norms).sum(), non_blocking=not wait)
         if self._total[0] - self._total[0] != 0:
             number = next((i for i in totals if not totals[i].isfinite().all()), min(totals))
             raise ValueError(

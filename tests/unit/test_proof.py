@@ -12,6 +12,7 @@ from tiny_sd import build_pipeline, count_hooks, generate
 
 from selattn_lib.attention.capture import capture
 from selattn_lib.attention.proof import is_exact
+from selattn_lib.attention.scaling import scaled_heads
 from selattn_lib.models.heads import cross_attention_heads
 
 FIRST = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
@@ -213,6 +214,13 @@ def test_joint_attention_is_proven_too(name, monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", sharper)
     with pytest.raises(ValueError, match="does not draw with softmax"), capture(pipe, ["bear"]):
         generate(pipe, PROMPT, **settings)
+
+
+def test_scaled_heads_are_proven_by_what_attention_puts_out(tiny_pipe):
+    with processors(tiny_pipe, lambda layer: Full()), scaled_heads(tiny_pipe, [0, 5], 0.3):
+        with capture(tiny_pipe, ["bear"]) as maps:
+            generate(tiny_pipe, PROMPT, steps=1)
+    assert maps.dataset().sizes["image"] == 1
 
 
 def test_what_is_known_is_not_proven_again():
