@@ -1,10 +1,14 @@
 """The package as a whole: its public names, and what importing it costs."""
 
 import ast
+import importlib
+import inspect
 import json
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,3 +92,43 @@ def test_what_all_tests_share_loads_no_model_library() -> None:
     for path in (Path(__file__).parents[1] / "conftest.py", LIBRARY.parent / "conftest.py"):
         modules = {source.partition(".")[0] for source, _, within in imported(path) if not within}
         assert not modules & {"torch", "diffusers", "transformers", "selattn_lib", "tiny_sd"}, path
+
+
+def public() -> dict[str, Any]:
+    """Name -> what the stub and the folders' own lists make public."""
+    objects = {name: getattr(sa, name) for name in stub_names()}
+    for folder in sorted(path.parent.name for path in LIBRARY.glob("*/__init__.py")):
+        module = importlib.import_module(f"selattn_lib.{folder}")
+        objects |= {name: getattr(module, name) for name in getattr(module, "__all__", ())}
+    return {name: each for name, each in objects.items() if callable(each)}
+
+
+@pytest.mark.parametrize("name", sorted(public()))
+def test_a_public_docstring_says_what_goes_in_what_comes_out_and_shows_it(name: str) -> None:
+    sections = ("Parameters", "Examples") if isinstance(public()[name], type) else ("Parameters", "Returns", "Examples")
+    if not inspect.signature(public()[name]).parameters:
+        sections = sections[1:]
+    text = inspect.getdoc(public()[name]) or ""
+    assert [section for section in sections if f"{section}\n---" not in text] == []
+
+
+def test_the_library_stays_small() -> None:
+    """At most 5,500 lines of code outside the embedded world, docstrings, comments and empty lines aside."""
+    lines = 0
+    for path in (LIBRARY / module for module in MODULES if not module.startswith("emoji/")):
+        tree = ast.parse(path.read_text())
+        bodies = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
+        documented = [node for node in bodies if ast.get_docstring(node) is not None]
+        docs = {line for node in documented for line in range(node.body[0].lineno, node.body[0].end_lineno + 1)}
+        tokens = tokenize.generate_tokens(path.open().readline)
+        skipped = (
+            tokenize.COMMENT,
+            tokenize.NL,
+            tokenize.NEWLINE,
+            tokenize.INDENT,
+            tokenize.DEDENT,
+            tokenize.ENDMARKER,
+        )
+        code = (range(t.start[0], t.end[0] + 1) for t in tokens if t.type not in skipped)
+        lines += len({line for span in code for line in span} - docs)
+    assert lines <= 5_500, lines
