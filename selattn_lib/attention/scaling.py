@@ -34,6 +34,10 @@ def scaled_heads(pipe: DiffusionPipeline, heads: Sequence[int] | np.ndarray, sca
     scale : float
         0 switches the heads off, 1 leaves the image as it is, bit for bit.
 
+    Yields
+    ------
+    None
+
     Raises
     ------
     ValueError
