@@ -1,8 +1,9 @@
 """What a GPU would feel of capture: counted as the benchmarks count it, and held to their targets."""
 
 import torch
-from benchmarks.run import LAYERS, count_call
 from tiny_sd import build_pipeline
+
+from benchmarks.run import LAYERS, count_call
 
 
 def test_at_most_six_kernels_a_layer_and_no_waiting():
