@@ -199,7 +199,7 @@ def test_the_printed_book_has_every_figure_and_a_still_of_every_explorer(browser
         open_page(page, f"{root}index.html")
         assert page.locator(".plotly-figure").count() == notebooks.count('vnd.plotly.v1+json": {')
         assert page.get_by_text("White line: edge of the mask.").count() == notebooks.count("<noscript>")
-        assert page.locator("h2", has_text="emoji-sd, the model of this book").count() == 1
+        assert page.get_by_role("heading", name="emoji-sd, the model of this book").count() == 1
         page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
         assert page.locator(".plotly-figure").evaluate_all("all => all.every(figure => figure.scrollWidth <= 680)")
     context.close()
