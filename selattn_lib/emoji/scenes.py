@@ -149,7 +149,7 @@ def compose(rng: np.random.Generator, words: list[tuple[str, str]] | None = None
     masks = np.stack(layers)
     for i in range(len(masks) - 1):  # later objects cover earlier ones
         masks[i] &= ~masks[i + 1 :].any(0)
-    image = np.asarray(canvas)
+    image = np.array(canvas)
     if caption is None:
         image, mood = _light(rng, image)
         caption = _describe(rng, words, where, mood, size)

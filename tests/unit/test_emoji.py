@@ -3,19 +3,22 @@
 import re
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from selattn_lib.concepts import load_concepts
 from selattn_lib.emoji.art import glyphs, load_art
 from selattn_lib.emoji.recipe.autoencoder import LATENT_CHANNELS, LatentBasis, new_autoencoder
+from selattn_lib.emoji.recipe.examples import Examples, Scenes
 from selattn_lib.emoji.recipe.quality import without_background
 from selattn_lib.emoji.recipe.report import concept_similarity
-from selattn_lib.emoji.recipe.segmenter import jitter, labels, seen_scenes
+from selattn_lib.emoji.recipe.segmenter import jitter, labels, seen_scenes, varied
 from selattn_lib.emoji.recipe.text import new_tokenizer, vocabulary
 from selattn_lib.emoji.recipe.training import split_parameters
-from selattn_lib.emoji.recipe.unet import new_unet
+from selattn_lib.emoji.recipe.unet import captioned, new_unet
 from selattn_lib.emoji.scenes import (
     AMBIGUOUS,
     BENCHMARK,
@@ -29,7 +32,7 @@ from selattn_lib.emoji.scenes import (
     compose,
     drawings,
 )
-from selattn_lib.emoji.segmenter import CLASSES, Prediction, logits, new_segmenter
+from selattn_lib.emoji.segmenter import CELL, CLASSES, Prediction, as_tensor, logits, new_segmenter
 from selattn_lib.evaluation.scores import iou
 from selattn_lib.models.pipelines import load_pipeline
 
@@ -138,12 +141,12 @@ def test_the_tokenizer_has_one_token_a_word_and_spells_the_rest() -> None:
 def test_latents_are_the_mean_colour_and_what_is_left_of_it() -> None:
     images = np.stack([scene(7, i).image for i in range(40)])
     basis = LatentBasis.fit(images)
-    latents = basis(images)
+    latents = basis(as_tensor(images))
     assert latents.shape == (40, LATENT_CHANNELS, 16, 16)
     np.testing.assert_allclose(latents.std((0, 2, 3)).numpy(), [1] * 3 + [0.6] * 5, rtol=0.02)
     red = np.zeros((1, SIZE, SIZE, 3), np.uint8)
     red[..., 0] = 255
-    flat = (basis(red)[0, :, 0, 0] + basis.offset)[3:]
+    flat = (basis(as_tensor(red))[0, :, 0, 0] + basis.offset)[3:]
     assert flat.abs().max() < 1e-4, "a plain block has nothing but its colour"
 
 
@@ -159,7 +162,7 @@ def test_the_architectures_are_standard_and_small() -> None:
 def test_the_segmenter_outlines_pixels_and_names_cells() -> None:
     x = torch.zeros(3, 3, SIZE, SIZE)
     outline, names = logits(new_segmenter(), x)
-    assert outline.shape == (3, SIZE, SIZE) and names.shape == (3, len(CLASSES), SIZE // 4, SIZE // 4)
+    assert outline.shape == (3, SIZE, SIZE) and names.shape == (3, len(CLASSES), SIZE // CELL, SIZE // CELL)
     assert jitter(x, np.random.default_rng(0)).shape == x.shape
 
 
@@ -168,20 +171,44 @@ def test_labels_are_the_visible_objects() -> None:
     outline, names = labels(s)
     np.testing.assert_array_equal(outline, s.masks.any(0))
     for mask, key in zip(s.masks, [("Animals", "mouse"), ("Electronics", "mouse")], strict=True):
-        of_key = np.kron(names == CLASSES.index(key), np.ones((4, 4), bool))
+        of_key = np.kron(names == CLASSES.index(key), np.ones((CELL, CELL), bool))
         assert iou(of_key, mask) > 0.7
     assert set(np.unique(names)) == {-1, CLASSES.index(("Animals", "mouse")), CLASSES.index(("Electronics", "mouse"))}
 
 
-def test_the_segmenters_scenes_are_made_once_and_three_quarters_go_through_the_autoencoder(tmp_path: Path) -> None:
-    made, kept = (seen_scenes(tmp_path, files("selattn_lib.emoji") / "weights", count=4, seed=5) for _ in range(2))
-    for one, other in zip(made, kept, strict=True):
-        np.testing.assert_array_equal(one, other)
-    scenes = [scene(5, i) for i in range(4)]
-    same = [np.array_equal(image, s.image) for image, s in zip(made[0], scenes, strict=True)]
-    assert same == [False, False, False, True] and len(list(tmp_path.iterdir())) == 1
-    for part, wanted in zip(made[1:], zip(*map(labels, scenes), strict=True), strict=True):
-        np.testing.assert_array_equal(part, wanted)
+def test_the_segmenters_scenes_are_made_once_and_most_go_through_the_autoencoder(tmp_path: Path) -> None:
+    weights = files("selattn_lib.emoji") / "weights"
+    made, kept = (seen_scenes(tmp_path, weights, count=8, seed=5).tensors for _ in range(2))
+    assert len(list(tmp_path.iterdir())) == 1 and set(made) == {"images", "outlines", "names"}
+    scenes = [varied(np.random.default_rng([5, i])) for i in range(8)]
+    same = [np.array_equal(image, s.image) for image, s in zip(made["images"], scenes, strict=True)]
+    assert same == [False] * 5 + [True] * 3
+    for i, s in enumerate(scenes):
+        outline, names = labels(s)
+        np.testing.assert_array_equal(made["outlines"][i], outline)
+        np.testing.assert_array_equal(made["names"][i], names)
+    for name, tensor in made.items():
+        assert torch.equal(tensor, kept[name])
+
+
+def test_examples_made_by_worker_processes_are_those_made_without(tmp_path: Path) -> None:
+    def prepare(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        return {"mean": batch["images"].float().mean((1, 2, 3))}
+
+    one, many = (
+        Examples(Scenes(130, (3,), captioned), prepare, tmp_path / f"{workers}.pt", workers) for workers in (0, 2)
+    )
+    assert one.made == many.made == 130 and torch.equal(one.tensors["mean"], many.tensors["mean"])
+    means = [scene(3, i).image.mean() for i in (0, 129)]
+    np.testing.assert_allclose(one.draw(torch.tensor([0.0, 0.9999]))["mean"], means, rtol=1e-5)
+
+
+def test_a_failure_of_a_worker_is_raised_where_the_examples_are_wanted(tmp_path: Path) -> None:
+    def prepare(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        raise RuntimeError("no room on the device")
+
+    with pytest.raises(RuntimeError, match="no room"):
+        Examples(Scenes(2, (3,), captioned), prepare, tmp_path / "examples.pt")
 
 
 def test_a_prediction_sums_names_by_concept_and_area() -> None:

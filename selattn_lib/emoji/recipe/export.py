@@ -14,7 +14,7 @@ from .unet import new_scheduler, new_unet
 def export(work: Path, weights: Path) -> None:
     """Write the pipeline that `StableDiffusionPipeline.from_pretrained` loads, weights in float16, and the curve."""
     unet = new_unet()
-    unet.load_state_dict(torch.load(work / "unet.pt", weights_only=True)["ema"])
+    unet.load_state_dict(torch.load(work / "unet.pt", map_location="cpu", weights_only=True)["ema"])
     tokenizer, encoder = train_text_encoder(weights)
     pipe = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(weights / "vae"), text_encoder=encoder, tokenizer=tokenizer, unet=unet,
