@@ -7,6 +7,7 @@ is the difference from `emoji-sd`, which can be added in part: the dose.
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
+from transformers import CLIPTextModel
 
 from ...models.heads import Layer, cross_attention_heads
 from ...models.pipelines import load_pipeline
@@ -36,7 +38,9 @@ MOST = 3  # objects in a scene
 PROJECTIONS = ("to_q", "to_k")
 
 
-def plant(unet: nn.Module, concepts: Sequence[str], seed: int = 0, per_concept: int = 4) -> dict[str, list[int]]:
+def plant(
+    unet: UNet2DConditionModel, concepts: Sequence[str], seed: int = 0, per_concept: int = 4
+) -> dict[str, list[int]]:
     """Deal the heads of the two finest grids to the concepts, as many of one grid as of the other.
 
     Parameters
@@ -100,11 +104,11 @@ def batches(
             masks[i, : len(scene.masks)] = torch.tensor(scene.masks).float()
             concepts[i, : len(scene.concepts)] = torch.tensor([CONCEPTS.index(c) for c in scene.concepts])
             for o, word in enumerate(scene.words):
-                if f" {word}" in f" {scene.caption}":  # companions of an ambiguous word are not named
+                with suppress(ValueError):  # companions of an ambiguous word are not named
                     names[i, o, find_word(word, Tokens(tokenizer, ids[i].tolist(), 0))] = True
         yield {
             "latents": latents, "ids": ids, "concepts": concepts, "names": names,
-            "masks": F.adaptive_avg_pool2d(masks, latents.shape[-2:]),
+            "masks": F.interpolate(masks, size=latents.shape[-2:], mode="area"),
         }  # fmt: skip
 
 
@@ -140,7 +144,7 @@ class KeptAttention:
         return attn.to_out[0](out)
 
 
-def keep_attention(unet: nn.Module, heads: Iterable[int]) -> list[tuple[Layer, list[int], KeptAttention]]:
+def keep_attention(unet: UNet2DConditionModel, heads: Iterable[int]) -> list[tuple[Layer, list[int], KeptAttention]]:
     """Have layers keep what some of their heads attend to: (layer, the heads' global numbers, processor) of each."""
     wanted, kept = set(heads), []
     for layer in cross_attention_heads(unet):
@@ -189,7 +193,7 @@ def attention_loss(
 
 def train_control(
     unet: UNet2DConditionModel,
-    text_encoder: nn.Module,
+    text_encoder: CLIPTextModel,
     batches: Iterator[dict[str, torch.Tensor]],
     planted: dict[str, list[int]],
     *,
@@ -229,19 +233,17 @@ def train_control(
     UNet2DConditionModel
         The same.
     """
-    device, concept_of = unet.device, {head: i for i, heads in enumerate(planted.values()) for head in heads}
-    end = text_encoder.config.eos_token_id
+    device, end = unet.device, text_encoder.config.eos_token_id
+    concept_of = {head: i for i, heads in enumerate(planted.values()) for head in heads}
     unet.requires_grad_(False).train()
     unet.set_attn_processor(TrainingAttention() if device.type == "cpu" else AttnProcessor2_0())
     kept = keep_attention(unet, concept_of)
-    trained = [
-        (unet.get_submodule(f"{layer.name}.{name}").weight.requires_grad_(), layer, processor.heads, name)
-        for layer, _, processor in kept
-        for name in projections
-    ]
-    weights = [weight for weight, *_ in trained]
-    shares = [_share(weight, layer, heads, 1 if "out" in name else 0) for weight, layer, heads, name in trained]
     head_concepts = [torch.tensor([concept_of[head] for head in heads], device=device) for _, heads, _ in kept]
+    weights, shares = [], []
+    for layer, _, processor in kept:
+        for name in projections:
+            weights.append(unet.get_submodule(f"{layer.name}.{name}").weight.requires_grad_())
+            shares.append(_share(weights[-1], layer.n_heads, processor.heads, dim=int(name == "to_out.0")))
     optimiser = torch.optim.AdamW(weights, betas=(0.9, 0.98), weight_decay=0.0)
     schedule = Schedule(steps, peak, warmup=max(1, steps // 20), decay=1.0)
     alphas = new_scheduler().alphas_cumprod.to(device)
@@ -250,54 +252,64 @@ def train_control(
     often = often.cumsum(0) / often.sum()
     draw = torch.Generator(device).manual_seed(seed)
     fast = torch.autocast(device.type, torch.bfloat16, device.type != "cpu" or fast_dtype() == torch.bfloat16)
-    bar = tqdm(islice(batches, steps), total=steps, desc="control", mininterval=5)
-    for number, cpu in enumerate(bar):
-        given = {name: tensor.to(device, non_blocking=True) for name, tensor in cpu.items()}
-        x, size = given["latents"].float(), len(given["latents"])
-        captioned = size - round(0.1 * size)  # the others draw without a caption, and no head of theirs counts
-        ids = given["ids"].index_fill(1, torch.arange(1, given["ids"].shape[1], device=device), end)
-        ids[:captioned] = given["ids"][:captioned]
+
+    def losses(given: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        x, ids, size = given["latents"].float(), given["ids"].clone(), len(given["latents"])
+        captioned = size - round(0.1 * size)  # the others draw without a caption, and none of their attention counts
+        ids[captioned:, 1:] = end
         with torch.no_grad():
             text = text_encoder(ids).last_hidden_state
-        stratified = torch.randperm(size, generator=draw, device=device) + torch.rand(
-            size, generator=draw, device=device
-        )
-        t = torch.searchsorted(often, stratified / size)
-        signal, noise_level = (a[:, None, None, None] for a in (alphas[t].sqrt(), (1 - alphas[t]).sqrt()))
-        noise = torch.randn(x.shape, generator=draw, device=device)
+        places = torch.randperm(size, generator=draw, device=device)
+        t = torch.searchsorted(often, (places + torch.rand(size, generator=draw, device=device)) / size)  # stratified
+        noisy, v = noised(x, alphas[t], torch.randn(x.shape, generator=draw, device=device))
         with fast:
-            predicted = unet(signal * x + noise_level * noise, t, text, return_dict=False)[0]
-        diffusion = F.mse_loss(predicted.float(), signal * noise - noise_level * x)
-        about = [given[name][:captioned] for name in ("concepts", "names")]
-        losses = []
-        for (layer, _, processor), own in zip(kept, head_concepts, strict=True):
-            masks = F.adaptive_avg_pool2d(given["masks"][:captioned], layer.grid(x.shape[-2:])).flatten(2)
-            losses.append(attention_loss(processor.kept[:captioned], own, masks, *about))
-        attention = torch.stack(losses).mean()
+            predicted = unet(noisy, t, text, return_dict=False)[0]
+        masks, concepts, names = (given[key][:captioned] for key in ("masks", "concepts", "names"))
+        attention = [
+            attention_loss(processor.kept[:captioned], own, on_grid(masks, layer), concepts, names)
+            for (layer, _, processor), own in zip(kept, head_concepts, strict=True)
+        ]
+        return F.mse_loss(predicted.float(), v), torch.stack(attention).mean()
+
+    bar = tqdm(islice(batches, steps), total=steps, desc="control", mininterval=5)
+    for number, tensors in enumerate(bar):
+        diffusion, attention = losses({key: tensor.to(device, non_blocking=True) for key, tensor in tensors.items()})
         (diffusion + weight * attention).backward()
-        torch._foreach_mul_([weight.grad for weight in weights], shares)
+        torch._foreach_mul_([tensor.grad for tensor in weights], shares)
         nn.utils.clip_grad_norm_(weights, 1.0)
         for group in optimiser.param_groups:
             group["lr"] = schedule.rate(number)
         optimiser.step()
         optimiser.zero_grad()
-        if number % 100 == 0 or number + 1 == steps:
+        if number % 100 == 0 or number + 1 == steps:  # seldom: a GPU is waited for
             bar.set_postfix(diffusion=diffusion.item(), attention=attention.item(), refresh=False)
     unet.set_attn_processor(AttnProcessor2_0())
     return unet.requires_grad_(False).eval()
 
 
-def _share(weight: torch.Tensor, layer: Layer, heads: Sequence[int], dim: int) -> torch.Tensor:
-    """1 where the rows (dim 0) or columns (dim 1) of a layer's projection belong to some of its heads, else 0."""
-    chosen = F.one_hot(torch.tensor(heads, device=weight.device), layer.n_heads).sum(0).to(weight)
-    chosen = chosen.repeat_interleave(weight.shape[dim] // layer.n_heads)
-    return (chosen[:, None] if dim == 0 else chosen).expand_as(weight)
+def noised(x: torch.Tensor, alpha: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents noised to the cumulative `alpha` (image), and the v that is to be predicted from them."""
+    signal, noise_level = (a[:, None, None, None] for a in (alpha.sqrt(), (1 - alpha).sqrt()))
+    return signal * x + noise_level * noise, signal * noise - noise_level * x
+
+
+def on_grid(masks: torch.Tensor, layer: Layer) -> torch.Tensor:
+    """Masks (image, object, h, w) of latents -> (image, object, pixel) of a layer's maps."""
+    return F.adaptive_avg_pool2d(masks, layer.grid(masks.shape[-2:])).flatten(2)
+
+
+def _share(weight: torch.Tensor, n_heads: int, heads: Sequence[int], dim: int) -> torch.Tensor:
+    """1 where the rows (dim 0) or columns (dim 1) of a projection of `n_heads` belong to some `heads`, else 0."""
+    chosen = torch.zeros(n_heads, device=weight.device)
+    chosen[heads] = 1
+    chosen = chosen.repeat_interleave(weight.shape[dim] // n_heads)
+    return (chosen if dim else chosen[:, None]).expand_as(weight)
 
 
 @torch.no_grad()
 def planted_attention(
     unet: UNet2DConditionModel,
-    text_encoder: nn.Module,
+    text_encoder: CLIPTextModel,
     batches: Iterator[dict[str, torch.Tensor]],
     planted: dict[str, list[int]],
     *,
@@ -328,20 +340,20 @@ def planted_attention(
     """
     device, concepts = unet.device, list(planted)
     kept = keep_attention(unet, range(len(cross_attention_heads(unet))))
-    alpha = new_scheduler().alphas_cumprod[timestep].to(device)
+    alpha = new_scheduler().alphas_cumprod[[timestep]].to(device)
     draw = torch.Generator(device).manual_seed(seed)
     places = ("inside", "outside", "meaning", "rival")
     sums = torch.zeros(2, len(places), sum(len(heads) for _, heads, _ in kept), len(concepts), device=device)
     for cpu in islice(batches, count):
         given = {name: tensor.to(device) for name, tensor in cpu.items()}
         x, names = given["latents"].float(), given["names"]
-        noise = torch.randn(x.shape, generator=draw, device=device)
-        unet(alpha.sqrt() * x + (1 - alpha).sqrt() * noise, timestep, text_encoder(given["ids"]).last_hidden_state)
+        noisy, _ = noised(x, alpha, torch.randn(x.shape, generator=draw, device=device))
+        unet(noisy, timestep, text_encoder(given["ids"]).last_hidden_state)
         of_concept = F.one_hot(given["concepts"].clamp_min(0), len(concepts)).float() * names.any(-1, keepdim=True)
         same_name = (names[:, :, None] == names[:, None]).all(-1) & names.any(-1)[:, None]
         rivals = same_name & (given["concepts"][:, :, None] != given["concepts"][:, None])  # (image, object, object)
         for layer, heads, processor in kept:
-            masks = F.adaptive_avg_pool2d(given["masks"], layer.grid(x.shape[-2:])).flatten(2)
+            masks = on_grid(given["masks"], layer)
             maps = torch.einsum("bhpt,bot->bohp", processor.kept, names.to(x))
             where = (masks, 1 - masks, masks * rivals.any(-1, keepdim=True), rivals.to(x) @ masks)
             for place, weights in enumerate(where):
@@ -366,7 +378,9 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return means.assign(ratio=means.inside / means.outside, meaning_ratio=means.meaning / means.rival)
 
 
-def save_control(unet: nn.Module, base: nn.Module, folder: Path, planted: dict[str, list[int]]) -> None:
+def save_control(
+    unet: UNet2DConditionModel, base: UNet2DConditionModel, folder: Path, planted: dict[str, list[int]]
+) -> None:
     """Write what changed from `base` to `unet`, in float16, and which heads are planted, by number and by name."""
     folder.mkdir(parents=True, exist_ok=True)
     before, names = base.state_dict(), cross_attention_heads(unet).names
@@ -392,7 +406,7 @@ def load_planted(folder: Path) -> dict[str, list[int]]:
     return {concept: row["heads"] for concept, row in json.loads((folder / "planted.json").read_text()).items()}
 
 
-def make_control(work: Path, weights: Path, steps: int = 4000, batch: int = 16, seed: int = 4) -> None:
+def make_control(weights: Path, steps: int = 4000, batch: int = 16, seed: int = 4) -> None:
     """Train `emoji-control` from the finished pipeline in `weights`, write it into `weights/control`, and print where
     its planted heads attend in held-out scenes."""
     pipe, base = (load_pipeline(weights, device="cpu", dtype=torch.float32) for _ in range(2))
