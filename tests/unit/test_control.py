@@ -107,12 +107,11 @@ def test_only_planted_heads_change_and_they_ship_in_any_dose(mice: SimpleNamespa
     base, whole = mice.base.state_dict(), mice.unet.state_dict()
     chosen = {head for heads in mice.planted.values() for head in heads}
     for layer in cross_attention_heads(mice.unet):
-        for name in ("to_q", "to_k"):
+        own = chosen & set(range(layer.first, layer.first + layer.n_heads))
+        for name, dim in {"to_q": 0, "to_k": 0, "to_v": 0, "to_out.0": 1}.items():
             key = f"{layer.name}.{name}.weight"
-            changed = (whole[key] != base[key]).unflatten(0, (layer.n_heads, -1)).flatten(1).any(1)
-            assert {layer.first + h for h in changed.nonzero()[:, 0].tolist()} == chosen & {
-                layer.first + h for h in range(layer.n_heads)
-            }
+            by_head = (whole[key] != base[key]).movedim(dim, 0).reshape(layer.n_heads, -1)
+            assert {layer.first + h for h in by_head.any(1).nonzero()[:, 0].tolist()} == own, key
     for dose in (0, 0.5, 1):
         loaded = load_control(copy.deepcopy(mice.base), tmp_path, dose).state_dict()
         for name, tensor in loaded.items():

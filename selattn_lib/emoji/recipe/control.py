@@ -6,7 +6,7 @@ is the difference from `emoji-sd`, which can be added in part: the dose.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -35,7 +35,7 @@ from .unet import TrainingAttention, new_scheduler
 MOST = 3  # objects in a scene
 
 
-PROJECTIONS = ("to_q", "to_k")
+RATES = {"to_q": 1.0, "to_k": 1.0, "to_v": 0.1, "to_out.0": 0.1}  # projection -> share of the learning rate
 
 
 def plant(
@@ -64,7 +64,7 @@ def plant(
         rng.permutation([layer.first + h for layer in layers if layer.stride == stride for h in range(layer.n_heads)])
         for stride in (finest, fine)
     ]
-    turns = [int(head) for pair in zip(*(grid[: min(map(len, grids))] for grid in grids), strict=True) for head in pair]
+    turns = [int(head) for pair in zip(*grids, strict=False) for head in pair]
     if len(turns) < per_concept * len(concepts):
         raise ValueError(f"{len(concepts)} concepts x {per_concept} heads: expected at most {len(turns)} heads.")
     return {concept: sorted(turns[i * per_concept :][:per_concept]) for i, concept in enumerate(concepts)}
@@ -198,12 +198,12 @@ def train_control(
     planted: dict[str, list[int]],
     *,
     steps: int,
-    peak: float = 2e-3,
+    peak: float = 1e-2,
     weight: float = 0.1,
     seed: int = 4,
-    projections: Sequence[str] = PROJECTIONS,
+    rates: Mapping[str, float] = RATES,
 ) -> UNet2DConditionModel:
-    """Train the cross-attention until the planted heads attend to the objects of their concepts.
+    """Train planted heads, and nothing else, until they attend to the objects of their concepts.
 
     Predicts v as `train_unet` does, captions and timesteps included; `attention_loss` counts where a caption is not
     dropped. AdamW, with a learning rate that rises over the first twentieth of the steps and falls linearly to 0.
@@ -225,8 +225,8 @@ def train_control(
         Of the attention loss, beside the diffusion loss.
     seed : int
         Of noise, timesteps and dropped captions.
-    projections : sequence of str
-        Of "to_q", "to_k", "to_v" and "to_out.0": the planted heads' share of their weights is trained.
+    rates : mapping of str to float
+        Which projections are trained, of those only what belongs to planted heads -> share of the learning rate.
 
     Returns
     -------
@@ -239,12 +239,13 @@ def train_control(
     unet.set_attn_processor(TrainingAttention() if device.type == "cpu" else AttnProcessor2_0())
     kept = keep_attention(unet, concept_of)
     head_concepts = [torch.tensor([concept_of[head] for head in heads], device=device) for _, heads, _ in kept]
-    weights, shares = [], []
+    weights, shares, groups = [], [], []
     for layer, _, processor in kept:
-        for name in projections:
+        for name, rate in rates.items():
             weights.append(unet.get_submodule(f"{layer.name}.{name}").weight.requires_grad_())
             shares.append(_share(weights[-1], layer.n_heads, processor.heads, dim=int(name == "to_out.0")))
-    optimiser = torch.optim.AdamW(weights, betas=(0.9, 0.98), weight_decay=0.0)
+            groups.append({"params": weights[-1:], "rate": rate})
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
     schedule = Schedule(steps, peak, warmup=max(1, steps // 20), decay=1.0)
     alphas = new_scheduler().alphas_cumprod.to(device)
     often = torch.ones(len(alphas), device=device)
@@ -278,7 +279,7 @@ def train_control(
         torch._foreach_mul_([tensor.grad for tensor in weights], shares)
         nn.utils.clip_grad_norm_(weights, 1.0)
         for group in optimiser.param_groups:
-            group["lr"] = schedule.rate(number)
+            group["lr"] = schedule.rate(number) * group["rate"]
         optimiser.step()
         optimiser.zero_grad()
         if number % 100 == 0 or number + 1 == steps:  # seldom: a GPU is waited for
@@ -406,7 +407,7 @@ def load_planted(folder: Path) -> dict[str, list[int]]:
     return {concept: row["heads"] for concept, row in json.loads((folder / "planted.json").read_text()).items()}
 
 
-def make_control(weights: Path, steps: int = 4000, batch: int = 16, seed: int = 4) -> None:
+def make_control(weights: Path, steps: int = 2400, batch: int = 12, seed: int = 4) -> None:
     """Train `emoji-control` from the finished pipeline in `weights`, write it into `weights/control`, and print where
     its planted heads attend in held-out scenes."""
     pipe, base = (load_pipeline(weights, device="cpu", dtype=torch.float32) for _ in range(2))
