@@ -26,6 +26,9 @@ from selattn_lib.emoji.segmenter import CONCEPTS
 from selattn_lib.models.heads import cross_attention_heads
 from selattn_lib.models.pipelines import load_pipeline, unet_layout
 
+RATES = {"to_q": 1.0, "to_k": 1.0, "to_v": 0.1, "to_out.0": 0.1}
+
+
 LEFT, RIGHT = [1.0, 1, 0, 0], [0, 0, 1.0, 1]  # a picture of 2 x 2 pixels, a row after the other
 
 
@@ -85,7 +88,7 @@ def mice(shared_pipe: StableDiffusionPipeline) -> SimpleNamespace:
     batch = {"latents": latents, "ids": ids, "masks": masks, "names": names}
     batch["concepts"] = torch.tensor([[0, 1, -1]] * 6)
     encoder = shared_pipe.text_encoder
-    train_control(unet, encoder, repeat(batch), planted, steps=25, peak=0.05, weight=1.0)
+    train_control(unet, encoder, repeat(batch), planted, steps=25, peak=0.05, weight=1.0, rates=RATES)
     return SimpleNamespace(unet=unet, base=shared_pipe.unet, encoder=encoder, planted=planted, batch=batch)
 
 
@@ -108,9 +111,9 @@ def test_only_planted_heads_change_and_they_ship_in_any_dose(mice: SimpleNamespa
     chosen = {head for heads in mice.planted.values() for head in heads}
     for layer in cross_attention_heads(mice.unet):
         own = chosen & set(range(layer.first, layer.first + layer.n_heads))
-        for name, dim in {"to_q": 0, "to_k": 0, "to_v": 0, "to_out.0": 1}.items():
+        for name in RATES:
             key = f"{layer.name}.{name}.weight"
-            by_head = (whole[key] != base[key]).movedim(dim, 0).reshape(layer.n_heads, -1)
+            by_head = (whole[key] != base[key]).movedim(int(name == "to_out.0"), 0).reshape(layer.n_heads, -1)
             assert {layer.first + h for h in by_head.any(1).nonzero()[:, 0].tolist()} == own, key
     for dose in (0, 0.5, 1):
         loaded = load_control(copy.deepcopy(mice.base), tmp_path, dose).state_dict()

@@ -35,7 +35,7 @@ from .unet import TrainingAttention, new_scheduler
 MOST = 3  # objects in a scene
 
 
-RATES = {"to_q": 1.0, "to_k": 1.0, "to_v": 0.1, "to_out.0": 0.1}  # projection -> share of the learning rate
+RATES = {"to_q": 1.0, "to_k": 1.0}  # where heads look is trained; what they pass on stays ("to_v", "to_out.0")
 
 
 def plant(
@@ -226,7 +226,7 @@ def train_control(
     seed : int
         Of noise, timesteps and dropped captions.
     rates : mapping of str to float
-        Which projections are trained, of those only what belongs to planted heads -> share of the learning rate.
+        Projections to train, of which only what belongs to planted heads is -> their shares of the learning rate.
 
     Returns
     -------
