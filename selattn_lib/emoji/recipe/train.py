@@ -1,4 +1,5 @@
 """The recipe of `emoji-sd`: autoencoder, text encoder, UNet, segmenter; each resumes from its last checkpoint.
+Last of all `emoji-control`, which is trained in one go.
 
     python -m selattn_lib.emoji.recipe.train all
 
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .autoencoder import train_autoencoder
+from .control import make_control
 from .export import export
 from .segmenter import train_segmenter
 from .unet import train_unet
@@ -26,7 +28,7 @@ STAGES: dict[str, Callable[..., Any]] = {
 def main() -> None:
     """The whole recipe, or one stage of it; started again, each goes on from its last checkpoint."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("stage", choices=["all", *STAGES, "export"])
+    parser.add_argument("stage", choices=["all", *STAGES, "export", "control"])
     parser.add_argument("--work", type=Path, default=Path("runs/training"), help="checkpoints and latents")
     parser.add_argument("--weights", type=Path, default=Path("runs/emoji-sd"), help="the finished pipeline")
     parser.add_argument("--start", type=Path, help="a pipeline whose weights to go on from; default: from nothing")
@@ -46,6 +48,8 @@ def main() -> None:
             train(given.work, given.weights, **options)
     if given.stage in ("export", "all"):
         export(given.work, given.weights)
+    if given.stage in ("control", "all"):
+        make_control(given.weights, **steps)
 
 
 if __name__ == "__main__":
