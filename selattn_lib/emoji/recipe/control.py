@@ -28,7 +28,7 @@ from ...models.pipelines import load_pipeline
 from ...models.tokens import Tokens, find_word
 from ..scenes import HELD_OUT, compose
 from ..segmenter import CONCEPTS, as_tensor
-from .autoencoder import LatentBasis, blocks
+from .autoencoder import LatentBasis
 from .training import Schedule, fast_dtype
 from .unet import TrainingAttention, new_scheduler
 
@@ -71,14 +71,14 @@ def plant(
 
 
 def batches(
-    encode: Callable[[np.ndarray], torch.Tensor], tokenizer: Any, *seed: int, batch: int = 16
+    encode: Callable[[torch.Tensor], torch.Tensor], tokenizer: Any, *seed: int, batch: int = 16
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Composed scenes without end, `batch` at a time; scene i depends on (*seed, i) alone.
 
     Parameters
     ----------
     encode : callable
-        uint8 images (image, y, x, rgb) -> latents (image, channel, h, w).
+        Images (image, rgb, y, x) in [-1, 1] -> latents (image, channel, h, w).
     tokenizer : CLIPTokenizer
     *seed : int
     batch : int
@@ -94,7 +94,7 @@ def batches(
     while True:
         scenes = [compose(np.random.default_rng([*seed, number + i])) for i in range(batch)]
         number += batch
-        latents = encode(np.stack([scene.image for scene in scenes]))
+        latents = encode(as_tensor(np.stack([scene.image for scene in scenes])))
         captions = [scene.caption for scene in scenes]
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         masks = torch.zeros(batch, MOST, *scenes[0].image.shape[:2])
@@ -117,7 +117,7 @@ def encoder_basis(vae: AutoencoderKL, count: int = 100) -> LatentBasis:
     """The linear map that a trained encoder has learnt, by least squares over `count` scenes: 100 times as fast."""
     images = np.stack([compose(np.random.default_rng([0, i])).image for i in range(count)])
     latents = torch.cat([vae.encode(as_tensor(some)).latent_dist.mode() for some in np.split(images, count // 10)])
-    pixels = blocks(images).movedim(1, -1).flatten(0, 2)
+    pixels = F.pixel_unshuffle(as_tensor(images), 8).movedim(1, -1).flatten(0, 2)
     with_one = torch.cat([pixels, torch.ones(len(pixels), 1)], 1)
     solution = torch.linalg.lstsq(with_one, latents.movedim(1, -1).flatten(0, 2)).solution
     basis = LatentBasis()

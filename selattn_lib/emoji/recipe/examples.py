@@ -55,7 +55,8 @@ class Examples:
         few = len(scenes) <= 1000  # sooner composed than processes are started
         self.workers = (0 if few else max(1, (os.cpu_count() or 1) // WORLD)) if workers is None else workers
         self.tensors: dict[str, torch.Tensor] = {}
-        self.made, self.failure = 0, None
+        self.made = 0
+        self.failure: Exception | None = None
         if path.exists():
             self.tensors = torch.load(path, map_location=DEVICE, weights_only=True)
             self.made = len(scenes)

@@ -49,7 +49,7 @@ def main() -> None:
     if given.stage in ("export", "all"):
         export(given.work, given.weights)
     if given.stage in ("control", "all"):
-        make_control(given.weights, **steps)
+        make_control(given.weights, **{name: options[name] for name in ("steps", "batch") if name in options})
 
 
 if __name__ == "__main__":

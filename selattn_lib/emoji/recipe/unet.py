@@ -146,7 +146,8 @@ class LossLog:
     def __init__(self, path: Path, start: int) -> None:
         before = path.read_text().splitlines(keepends=True) if path.exists() else []
         before = [line for line in before if int(line.split(",")[0]) < start]
-        self.path, self.samples, self.loss = path, 0.0, 1.0
+        self.path, self.samples = path, 0.0
+        self.loss: float | torch.Tensor = 1.0
         if before:
             self.samples, self.loss = map(float, before[-1].split(",")[1:])
         if RANK == 0:
