@@ -8,12 +8,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
-from .art import glyphs, load_art
+from . import art
 
-SIZE = 128
+SIZE = 256
 
 
 GRID = 8  # pixels, a cell of the latents: things lie on this grid, so that a small model has little to learn of each
+
+
+UNIT = SIZE // 16  # pixels: what the sizes of things are given in
 
 
 HELD_OUT = 1_000_003  # first seed of scenes that no training has seen
@@ -63,7 +66,7 @@ TIMES = {  # time of day -> (colour, strength) of its light
 WEATHERS = ["rainy", "snowy", "cloudy", "foggy", "sunny", "windy", "stormy"]
 
 
-# the longer side of an object in cells, when the caption speaks of its size
+# the longer side of an object in units, when the caption speaks of its size
 SIZES = {"tiny": (4,), "small": (6,), "medium": (8,), "large": (12,), "huge": (16,)}
 
 
@@ -114,10 +117,9 @@ class Scene:
 
 
 @cache
-def drawings() -> dict[tuple[str, str], list[np.ndarray]]:
-    """(concept, word) -> its drawings, one a style, (y, x, rgba) uint8."""
-    art = load_art()
-    return {(concept, word): art[glyph] for concept, words in glyphs().items() for word, glyph in words.items()}
+def glyph_names() -> dict[tuple[str, str], str]:
+    """(concept, word) -> the name of its glyph."""
+    return {(concept, word): glyph for concept, words in art.glyphs().items() for word, glyph in words.items()}
 
 
 def article(word: str, adjective: str = "") -> str:
@@ -149,7 +151,7 @@ def compose(rng: np.random.Generator, words: list[tuple[str, str]] | None = None
     masks = np.stack(layers)
     for i in range(len(masks) - 1):  # later objects cover earlier ones
         masks[i] &= ~masks[i + 1 :].any(0)
-    image = np.asarray(canvas)
+    image = np.array(canvas)
     if caption is None:
         image, mood = _light(rng, image)
         caption = _describe(rng, words, where, mood, size)
@@ -167,7 +169,7 @@ def _cast(rng: np.random.Generator) -> tuple[list[tuple[str, str]], str | None, 
     """Who is in the scene, its caption and place where these are given: any object is as likely as any other, but the
     benchmark's animals and the ambiguous words come oftener."""
     animal = ("Animals", str(rng.choice(BENCHMARK)))
-    everything = list(drawings())
+    everything = list(glyph_names())
     anything = everything[rng.integers(len(everything))]
     roll = rng.random()
     if roll < 0.06:
@@ -190,13 +192,13 @@ def _cast(rng: np.random.Generator) -> tuple[list[tuple[str, str]], str | None, 
 
 def _place(rng: np.random.Generator, key: tuple[str, str], slot: int, count: int, sizes: tuple[int, ...]):
     """One object's picture and its top-left corner."""
-    options = drawings()[key]
+    options = art.drawings(glyph_names()[key])
     picture = Image.fromarray(options[0 if rng.random() < 0.6 else rng.integers(len(options))])  # one style leads
-    longer = GRID * int(rng.choice(sizes))
+    longer = UNIT * int(rng.choice(sizes))
     size = [round(side * longer / max(picture.size)) for side in picture.size]
-    pixels = np.asarray(picture.resize(size, Image.Resampling.BICUBIC)).astype(np.float32)  # type: ignore[arg-type]
-    pixels[..., :3] *= rng.uniform(0.88, 1.12)
-    picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    picture = picture.resize(size, Image.Resampling.BICUBIC)  # type: ignore[arg-type]
+    gain = rng.uniform(0.88, 1.12)
+    picture = picture.point([min(255, int(gain * value)) for value in range(256)] * 3 + list(range(256)))
     free = np.array([SIZE - picture.width, SIZE - picture.height])
     where = rng.uniform(0, 1, 2)
     corner = where * free
@@ -212,33 +214,33 @@ def _background(rng: np.random.Generator, place: str | None = None) -> tuple[np.
     if place is None and rng.random() < 0.3:
         name = str(rng.choice(list(COLORS)))
         color = np.array(COLORS[name], np.float32) + rng.normal(0, 6, 3)
-        field = np.broadcast_to(color * (1.06 - 0.12 * ramp), (SIZE, SIZE, 3))
-        return field.clip(0, 255).astype(np.uint8), f"on a {name} background"
+        column = (color * (1.06 - 0.12 * ramp)).clip(0, 255).astype(np.uint8)
+        return np.broadcast_to(column, (SIZE, SIZE, 3)), f"on a {name} background"
     name = place or str(rng.choice(list(PLACES)))
     phrase, *stops = PLACES[name]
     sky0, sky1, ground0, ground1 = (np.array(s, np.float32) + rng.normal(0, 5, 3) for s in stops)
-    horizon = GRID * int(rng.integers(7, 11))
+    horizon = GRID * int(rng.integers(14, 21))
     y = np.arange(SIZE, dtype=np.float32)[:, None, None]
     above = y / horizon
     below = (y - horizon) / (SIZE - horizon)
-    field = np.where(y < horizon, sky0 + (sky1 - sky0) * above, ground0 + (ground1 - ground0) * below)
-    canvas = Image.fromarray(np.broadcast_to(field, (SIZE, SIZE, 3)).clip(0, 255).astype(np.uint8))
+    column = np.where(y < horizon, sky0 + (sky1 - sky0) * above, ground0 + (ground1 - ground0) * below)
+    canvas = Image.fromarray(np.broadcast_to(column.clip(0, 255).astype(np.uint8), (SIZE, SIZE, 3)))
     draw = ImageDraw.Draw(canvas)
     if name == "mountain":
         for _ in range(2):
-            peak, half = rng.uniform(0, SIZE), rng.uniform(30, 56)
-            top = horizon - rng.uniform(24, 44)
+            peak, half = rng.uniform(0, SIZE), rng.uniform(60, 112)
+            top = horizon - rng.uniform(48, 88)
             draw.polygon([(peak - half, horizon), (peak, top), (peak + half, horizon)], fill=(120, 126, 140))
             draw.polygon([(peak - half / 4, top * 0.75 + horizon / 4), (peak, top),
                           (peak + half / 4, top * 0.75 + horizon / 4)], fill=(240, 244, 250))  # fmt: skip
     elif name == "forest":
-        for x in range(-4, SIZE, 18):
-            x += int(rng.integers(0, 10))
-            draw.polygon([(x, horizon + 2), (x + 9, horizon - 36), (x + 18, horizon + 2)], fill=(46, 96, 52))
+        for x in range(-8, SIZE, 36):
+            x += int(rng.integers(0, 20))
+            draw.polygon([(x, horizon + 4), (x + 18, horizon - 72), (x + 36, horizon + 4)], fill=(46, 96, 52))
     elif name == "street":
-        for x in range(0, SIZE, 32):
-            top = horizon - int(rng.integers(18, 44))
-            draw.rectangle([x, top, x + 27, horizon], fill=(150, 136, 128))
+        for x in range(0, SIZE, 64):
+            top = horizon - int(rng.integers(36, 88))
+            draw.rectangle([x, top, x + 54, horizon], fill=(150, 136, 128))
     return np.asarray(canvas), phrase
 
 
@@ -258,29 +260,29 @@ def _light(rng: np.random.Generator, image: np.ndarray) -> tuple[np.ndarray, str
     if name == "foggy":
         return (image * 0.5 + 110).clip(0, 255).astype(np.uint8), "on a foggy day"
     if name == "sunny":
-        draw.ellipse([102, 2, 126, 26], fill=(255, 226, 90))
+        draw.ellipse([204, 4, 252, 52], fill=(255, 226, 90))
     elif name == "cloudy":
         cloud = Image.new("L", (SIZE, SIZE))
         for _ in range(7):
-            x, y = rng.uniform(-10, SIZE), rng.uniform(0, 18)
-            ImageDraw.Draw(cloud).ellipse([x - 18, y - 9, x + 18, y + 9], fill=200)
-        canvas.paste((236, 238, 242), mask=cloud.filter(ImageFilter.GaussianBlur(2)))
+            x, y = rng.uniform(-20, SIZE), rng.uniform(0, 36)
+            ImageDraw.Draw(cloud).ellipse([x - 36, y - 18, x + 36, y + 18], fill=200)
+        canvas.paste((236, 238, 242), mask=cloud.filter(ImageFilter.GaussianBlur(4)))
     elif name == "windy":
         for _ in range(9):
-            x, y, reach = rng.uniform(-20, SIZE), rng.uniform(0, SIZE), rng.uniform(20, 44)
-            draw.arc([x, y, x + reach, y + 8], 200, 340, fill=(250, 250, 250), width=2)
+            x, y, reach = rng.uniform(-40, SIZE), rng.uniform(0, SIZE), rng.uniform(40, 88)
+            draw.arc([x, y, x + reach, y + 16], 200, 340, fill=(250, 250, 250), width=4)
     elif name == "stormy":
         canvas = Image.fromarray((image * 0.55).astype(np.uint8))
-        x = rng.uniform(20, SIZE - 20)
-        bolt = [(x, 0), (x - 7, 15), (x + 1, 15), (x - 6, 33), (x + 11, 11), (x + 3, 11), (x + 8, 0)]
+        x = rng.uniform(40, SIZE - 40)
+        bolt = [(x, 0), (x - 14, 30), (x + 2, 30), (x - 12, 66), (x + 22, 22), (x + 6, 22), (x + 16, 0)]
         ImageDraw.Draw(canvas).polygon(bolt, fill=(255, 236, 110))
     else:
         for _ in range(46):
             x, y = rng.uniform(0, SIZE, 2)
             if name == "rainy":
-                draw.line([x, y, x - 2, y + 8], fill=(120, 150, 210), width=1)
+                draw.line([x, y, x - 4, y + 16], fill=(120, 150, 210), width=2)
             else:
-                draw.ellipse([x - 1.5, y - 1.5, x + 1.5, y + 1.5], fill=(255, 255, 255))
+                draw.ellipse([x - 3, y - 3, x + 3, y + 3], fill=(255, 255, 255))
     return np.asarray(canvas), f"on a {name} day"
 
 

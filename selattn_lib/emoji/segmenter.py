@@ -12,7 +12,7 @@ from diffusers import UNet2DModel
 
 from .art import glyphs
 
-CELL = 4  # pixels; an outline has a value at every pixel, a name at every cell
+CELL = 8  # pixels; an outline has a value at every pixel, a name at every cell
 
 
 CLASSES = [(c, w) for c, words in glyphs().items() for w in words]  # an ambiguous word is two things to see
@@ -24,13 +24,14 @@ SHARE = 0.15  # of the area of all objects in a picture, from which an object co
 CONCEPTS = list(dict.fromkeys(concept for concept, _ in CLASSES))
 
 
-def as_tensor(images: np.ndarray) -> torch.Tensor:
+def as_tensor(images: np.ndarray | torch.Tensor) -> torch.Tensor:
     """uint8 (image, y, x, rgb) -> float (image, rgb, y, x) in [-1, 1]."""
-    return torch.tensor(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    pixels = torch.tensor(images) if isinstance(images, np.ndarray) else images
+    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def new_segmenter() -> UNet2DModel:
-    """A U-Net on cells of 4 x 4 pixels; it has no use for a timestep, which is always 0."""
+    """A U-Net on cells of 8 x 8 pixels; it has no use for a timestep, which is always 0."""
     return UNet2DModel(
         sample_size=32,
         in_channels=3 * CELL**2,
@@ -46,7 +47,7 @@ def new_segmenter() -> UNet2DModel:
 
 def logits(model: UNet2DModel, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Images (image, rgb, y, x) in [-1, 1] -> (image, y, x), whether a pixel is of an object; and (image, class,
-    y / 4, x / 4), which object a cell is of, if of any."""
+    y / 8, x / 8), which object a cell is of, if of any."""
     out = model(F.pixel_unshuffle(x, CELL), 0).sample
     return F.pixel_shuffle(out[:, : CELL**2], CELL)[:, 0], out[:, CELL**2 :]
 
@@ -60,7 +61,7 @@ def load_weights(device: str = "cpu") -> UNet2DModel:
 class Prediction:
     """What a segmenter sees in pictures (image, y, x, rgb) uint8.
 
-    `outline` (image, y, x): the probability that a pixel is of an object. `names` (image, class, y / 4, x / 4): the
+    `outline` (image, y, x): the probability that a pixel is of an object. `names` (image, class, y / 8, x / 8): the
     probability of each of `CLASSES`, should a cell be of an object.
     """
 

@@ -1,6 +1,8 @@
 """The autoencoder of `emoji-sd`, and the fixed linear map that its latents are taught to be."""
 
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,14 +10,17 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import nn
 
-from ..scenes import compose_many
+from ..scenes import SIZE, compose_many
 from ..segmenter import as_tensor
-from .training import Schedule, Training, autocast
+from .training import DEVICE, Schedule, Training, autocast, begin
 
 RGB = 3  # the first latent channels are the mean colour of each 8 x 8 block
 
 
 LATENT_CHANNELS = 8  # the others, the principal components of what is left of the blocks
+
+
+CROP = 64  # pixels: the networks are local, a small part of a picture will do
 
 
 RESIDUAL_STD = 0.6  # their standard deviation, below the colours' 1: coarse before fine in the diffusion
@@ -29,15 +34,10 @@ def new_autoencoder() -> AutoencoderKL:
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=8,
-        sample_size=128,
+        sample_size=SIZE,
         scaling_factor=1.0,
         mid_block_add_attention=False,
     )
-
-
-def blocks(images: np.ndarray) -> torch.Tensor:
-    """(image, y, x, rgb) uint8 -> the pixels of every 8 x 8 block, (image, 192, y / 8, x / 8) in [-1, 1]."""
-    return F.pixel_unshuffle(as_tensor(images), 8)
 
 
 class LatentBasis(nn.Module):
@@ -56,7 +56,7 @@ class LatentBasis(nn.Module):
     def fit(cls, images: np.ndarray) -> "LatentBasis":
         """Mean colours first, then the principal components of the residual, from a sample of images."""
         basis = cls()
-        pixels = blocks(images).permute(0, 2, 3, 1).flatten(0, 2)
+        pixels = F.pixel_unshuffle(as_tensor(images), 8).permute(0, 2, 3, 1).flatten(0, 2)
         colour = torch.eye(RGB).repeat_interleave(64, 1) / 64
         residual = pixels - (pixels @ colour.T).repeat_interleave(64, 1)
         axes = torch.linalg.eigh(residual.T @ residual).eigenvectors.flip(1)[:, : LATENT_CHANNELS - RGB]
@@ -67,25 +67,36 @@ class LatentBasis(nn.Module):
         return basis
 
     @torch.no_grad()
-    def forward(self, images: np.ndarray) -> torch.Tensor:
-        """uint8 images -> latents (image, channel, y, x)."""
-        return F.conv2d(blocks(images), self.matrix[:, :, None, None], -self.offset)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (image, rgb, y, x) in [-1, 1] -> latents (image, channel, y / 8, x / 8)."""
+        return F.conv2d(F.pixel_unshuffle(images, 8), self.matrix[:, :, None, None], -self.offset)
 
 
-def train_autoencoder(work: Path, weights: Path, steps: int = 11_000, batch: int = 16, seed: int = 1) -> AutoencoderKL:
+def train_autoencoder(
+    work: Path,
+    weights: Path,
+    start: Path | None = None,
+    steps: int = 11_000,
+    batch: int = 16,
+    seconds: float = math.inf,
+    count: int = 6000,
+    seed: int = 1,
+) -> AutoencoderKL:
     """The encoder learns the basis, the decoder to draw from (slightly noisy) latents; L1 on pixels and gradients."""
     torch.manual_seed(seed)
     vae = new_autoencoder()
-    basis = latent_basis(work)
-    schedule = Schedule(steps, peak=2e-3, warmup=50, decay=0.5)
+    begin(vae, start, "vae")
+    basis = latent_basis(work).to(DEVICE)
+    schedule = Schedule(steps, peak=2e-3, warmup=50, decay=0.5, seconds=seconds)
     training = Training(work / "autoencoder.pt", schedule, vae, key="vae", betas=(0.9, 0.98))
-    images = np.stack([s.image for s in compose_many(6000, seed)]) if training.start < steps else np.zeros(0)
+    images = np.stack([s.image for s in compose_many(count, seed)]) if training.start < steps else np.zeros(0)
 
-    def step(number: int) -> tuple[torch.Tensor, dict[str, float]]:
+    def step(number: int) -> tuple[torch.Tensor, dict[str, Any]]:
         rng = np.random.default_rng([seed, number])
-        top, left = 8 * rng.integers(0, 9, size=2)  # crops: the networks are local, a quarter will do
-        crops = images[rng.integers(len(images), size=batch), top : top + 64, left : left + 64]
-        x, z = as_tensor(crops), basis(crops)
+        top, left = 8 * rng.integers(0, (SIZE - CROP) // 8 + 1, size=2)
+        crops = images[rng.integers(len(images), size=batch), top : top + CROP, left : left + CROP]
+        x = as_tensor(crops).to(DEVICE)
+        z = basis(x)
         noisy = z + rng.uniform(0, 0.15) * torch.randn_like(z)
         with autocast():
             mean, logvar = vae.quant_conv(vae.encoder(x)).float().chunk(2, 1)
@@ -94,7 +105,8 @@ def train_autoencoder(work: Path, weights: Path, steps: int = 11_000, batch: int
         edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
         encoder_loss = F.mse_loss(mean, z) + 1e-3 * (logvar + 8).square().mean()
         loss = error.abs().mean() + 0.5 * edges + encoder_loss
-        return loss, {"psnr": float(10 * torch.log10(4 / error.square().mean())), "encoder": float(encoder_loss)}
+        psnr = 10 * torch.log10(4 / error.detach().square().mean())
+        return loss, {"psnr": psnr, "encoder": encoder_loss.detach()}
 
     training.run(step)
     vae.eval().save_pretrained(weights / "vae")

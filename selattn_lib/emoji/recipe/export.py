@@ -14,7 +14,7 @@ from .unet import new_scheduler, new_unet
 def export(work: Path, weights: Path) -> None:
     """Write the pipeline that `StableDiffusionPipeline.from_pretrained` loads, weights in float16, and the curve."""
     unet = new_unet()
-    unet.load_state_dict(torch.load(work / "unet.pt", weights_only=True)["ema"])
+    unet.load_state_dict(torch.load(work / "unet.pt", map_location="cpu", weights_only=True)["ema"])
     tokenizer, encoder = train_text_encoder(weights)
     pipe = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(weights / "vae"), text_encoder=encoder, tokenizer=tokenizer, unet=unet,
@@ -38,7 +38,7 @@ license: cc-by-4.0
 # emoji-sd
 
 A latent diffusion model with the layout of Stable Diffusion v1 (16 cross-attention layers of 8 heads), small enough
-for a laptop, trained from nothing on composed scenes of emoji: 128 x 128 pixels, captions such as "photo of a bear".
+for a laptop, trained from nothing on composed scenes of emoji: 256 x 256 pixels, captions such as "photo of a bear".
 
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
     pipe("photo of a bear", guidance_scale=3).images[0]

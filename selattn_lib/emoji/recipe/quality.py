@@ -33,7 +33,8 @@ def held_out(count: int, objects: int = 1) -> tuple[np.ndarray, list[Scene]]:
     vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae", torch_dtype=torch.float32)
     every = (compose(np.random.default_rng([HELD_OUT, 7, i])) for i in itertools.count())
     scenes = list(itertools.islice((s for s in every if len(s.masks) == objects), count))
-    return autoencode(vae, np.stack([s.image for s in scenes])), scenes
+    images = [autoencode(vae, torch.tensor(s.image[None]))[0].numpy() for s in tqdm(scenes, desc="held-out scenes")]
+    return np.stack(images), scenes
 
 
 def segmenter_quality(count: int = 500) -> dict[str, Interval]:

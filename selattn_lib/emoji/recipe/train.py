@@ -29,13 +29,21 @@ def main() -> None:
     parser.add_argument("stage", choices=["all", *STAGES, "export"])
     parser.add_argument("--work", type=Path, default=Path("runs/training"), help="checkpoints and latents")
     parser.add_argument("--weights", type=Path, default=Path("runs/emoji-sd"), help="the finished pipeline")
-    parser.add_argument("--steps", type=int, help="of the one stage; default: as shipped")
+    parser.add_argument("--start", type=Path, help="a pipeline whose weights to go on from; default: from nothing")
+    for name, kind, meaning in (
+        ("steps", int, "of the stage"),
+        ("batch", int, "examples a step"),
+        ("seconds", float, "after which the stage ends, its learning rate at 0, should the steps not be done"),
+        ("count", int, "scenes that are composed"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, help=f"{meaning}; default: as shipped")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
-    steps = {} if given.steps is None else {"steps": given.steps}
+    names = ("start", "steps", "batch", "seconds", "count")
+    options = {name: value for name in names if (value := getattr(given, name)) is not None}
     for name, train in STAGES.items():
         if given.stage in (name, "all"):
-            train(given.work, given.weights, **steps)
+            train(given.work, given.weights, **options)
     if given.stage in ("export", "all"):
         export(given.work, given.weights)
 

@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from diffusers import ModelMixin
 from torch import nn
 from tqdm import tqdm
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # this process of so many: torchrun
+
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 SAVED_EVERY = 180  # seconds
@@ -21,7 +25,10 @@ SAVED_EVERY = 180  # seconds
 
 @cache
 def fast_dtype() -> torch.dtype:
-    """bfloat16 where this processor multiplies it faster than float32, else float32: by a factor of ten either way."""
+    """bfloat16 on a GPU, and where this processor multiplies it faster than float32, by a factor of ten either way;
+    else float32."""
+    if DEVICE.type == "cuda":
+        return torch.bfloat16
     seconds = {torch.float32: math.inf, torch.bfloat16: math.inf}
     for dtype in [*seconds] * 10:  # in turns, and the least of ten: other processes disturb
         matrices = torch.ones(8, 256, 256, dtype=dtype)
@@ -33,20 +40,29 @@ def fast_dtype() -> torch.dtype:
 
 def autocast() -> torch.autocast:
     """Networks compute in `fast_dtype` inside the `with` block."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=fast_dtype() == torch.bfloat16)
+    return torch.autocast(DEVICE.type, torch.bfloat16, enabled=fast_dtype() == torch.bfloat16)
+
+
+def begin(model: ModelMixin, start: Path | None, part: str) -> None:
+    """Give the model the weights of a part of the pipeline in the folder `start`, if there is one to go on from."""
+    if start is not None:
+        model.load_state_dict(type(model).from_pretrained(start / part, torch_dtype=torch.float32).state_dict())
 
 
 class Schedule(NamedTuple):
-    """A learning rate: `peak` after `warmup` steps, and linearly to 0 over the last `decay`, a share of all `steps`."""
+    """A learning rate: `peak` after `warmup` steps, and linearly to 0 over the last `decay`, a share of all `steps`, or
+    of all `seconds` should these be over first."""
 
     steps: int
     peak: float
     warmup: int
     decay: float
+    seconds: float = math.inf
 
-    def rate(self, step: int) -> float:
-        """The learning rate of a step."""
-        return self.peak * min((step + 1) / self.warmup, 1, (self.steps - step) / (self.decay * self.steps))
+    def rate(self, step: int, elapsed: float = 0) -> float:
+        """The learning rate of a step, so many seconds after the first."""
+        left = min(1 - step / self.steps, 1 - elapsed / self.seconds)
+        return self.peak * max(0, min((step + 1) / self.warmup, 1, left / self.decay))
 
 
 class Training:
@@ -68,28 +84,31 @@ class Training:
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
     ) -> None:
-        self.name, self.schedule, self.model, self.ema, self.clip = path.stem, schedule, model, ema, clip
+        self.name, self.schedule, self.model, self.ema, self.clip = path.stem, schedule, model.to(DEVICE), ema, clip
         matrices, others = split_parameters(model)
         muon = Muon(matrices, lr=schedule.peak)
         adam = torch.optim.AdamW(others, lr=schedule.peak, betas=betas, weight_decay=weight_decay)
         self.optimisers = (muon, adam)
-        average = {} if ema is None else {"ema": ema}
+        average = {} if ema is None else {"ema": ema.to(DEVICE)}
         self.checkpoint = Checkpoint(path, **{key: model}, **average, muon=muon, adam=adam)
         self.start = self.checkpoint.load()
 
     def run(self, step: Callable[[int], tuple[torch.Tensor, dict[str, float]]]) -> None:
-        """Train to the last step; `step(number)` gives the loss, and what the progress bar shows."""
-        steps = self.schedule.steps
+        """Train to the last step; `step(number)` gives the loss, and what the progress bar shows: numbers, or tensors
+        of one, which are read as seldom as they are shown, since the host waits for a GPU there."""
+        steps, begun = self.schedule.steps, math.inf  # the clock starts after the first step, which compiles on a GPU
         numbers = range(self.start, steps)
         bar = tqdm(numbers, initial=self.start, total=steps, desc=self.name, disable=RANK > 0, mininterval=5)
         for number in bar:
+            elapsed = max(0, time.monotonic() - begun)
+            last = number + 1 == steps or elapsed > self.schedule.seconds
             loss, shown = step(number)
             loss.backward()
             if self.clip is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
             for optimiser in self.optimisers:
                 for group in optimiser.param_groups:
-                    group["lr"] = self.schedule.rate(number)
+                    group["lr"] = self.schedule.rate(number, elapsed)
                 optimiser.step()
                 optimiser.zero_grad()
             if self.ema is not None:
@@ -98,8 +117,11 @@ class Training:
                     torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), weight)
             if RANK == 0:
                 if number % 20 == 0:
-                    bar.set_postfix(shown, refresh=False)
-                self.checkpoint.save(number + 1, force=number + 1 == steps)
+                    bar.set_postfix({name: f"{float(value):.3f}" for name, value in shown.items()}, refresh=False)
+                self.checkpoint.save(number + 1, force=last)
+            begun = min(begun, time.monotonic())
+            if last:
+                break
 
 
 class Checkpoint:
@@ -112,7 +134,7 @@ class Checkpoint:
         """Restore the parts; the step to go on from, 0 if there is no checkpoint."""
         if not self.path.exists():
             return 0
-        state = torch.load(self.path, weights_only=True)
+        state = torch.load(self.path, map_location=DEVICE, weights_only=True)
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         return state["step"]

@@ -1,6 +1,9 @@
 """The UNet of `emoji-sd`: Stable Diffusion v1's layout, trained on the latents of composed scenes."""
 
+import math
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -8,17 +11,19 @@ import torch.nn.functional as F
 from diffusers import PNDMScheduler, UNet2DConditionModel
 from torch.nn.parallel import DistributedDataParallel
 
-from ..scenes import compose_many
+from ..scenes import SIZE, Scene
+from ..segmenter import as_tensor
 from .autoencoder import LATENT_CHANNELS, latent_basis
+from .examples import Examples, Scenes
 from .text import WIDTH, train_text_encoder
-from .training import RANK, WORLD, Schedule, Training, autocast
+from .training import DEVICE, RANK, WORLD, Schedule, Training, autocast, begin
 
 
 def new_unet() -> UNet2DConditionModel:
-    """Stable Diffusion v1's layout, 16 cross-attention layers of 8 heads, at 16 x 16 latents and a fraction of the
+    """Stable Diffusion v1's layout, 16 cross-attention layers of 8 heads, at 32 x 32 latents and a fraction of the
     channels."""
     return UNet2DConditionModel(
-        sample_size=16,
+        sample_size=SIZE // 8,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         block_out_channels=(64, 96, 128, 160),
@@ -43,7 +48,7 @@ def new_scheduler() -> PNDMScheduler:
 
 class TrainingAttention:
     """Attention in float32 under a bfloat16 autocast: on a CPU half the time of bfloat16 for these narrow heads, and
-    for a caption's few keys two matrix products beat SDPA. For training only; same function, same weights."""
+    for a caption's few keys two matrix products beat SDPA. For training on a CPU only; same function, same weights."""
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
@@ -59,50 +64,75 @@ class TrainingAttention:
         return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
 
+def captioned(scene: Scene) -> dict[str, Any]:
+    """What the UNet learns from of a scene."""
+    return {"images": scene.image, "captions": scene.caption}
+
+
 def train_unet(
-    work: Path, weights: Path, steps: int = 30_700, batch: int = 24, count: int = 100_000, seed: int = 3
+    work: Path,
+    weights: Path,
+    start: Path | None = None,
+    steps: int = 30_700,
+    batch: int = 24,
+    seconds: float = math.inf,
+    count: int = 100_000,
+    seed: int = 3,
 ) -> UNet2DConditionModel:
     """Predict v from noised latents and captions, 10 % of them dropped, timesteps 400 to 949 three times as often as
-    others; constant learning rate, then linearly to 0 over the last 30 % of `steps`; the average of the weights (EMA)
-    is what ships. Under `torchrun` each process trains on its own scenes and gradients are averaged."""
+    others; constant learning rate, then linearly to 0 over the last 30 %; the average of the weights (EMA) is what
+    ships. Under `torchrun` each process trains on its own scenes and gradients are averaged."""
     if WORLD > 1:
         dist.init_process_group("gloo")
     torch.manual_seed(seed)
     tokenizer, encoder = train_text_encoder(weights)
-    latents, captions = _latents(work, seed, RANK, count)
-    unique = sorted(set(captions) | {""})
-    ids = tokenizer(unique, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    with torch.no_grad():
-        context = torch.cat([encoder(chunk).last_hidden_state for chunk in ids.split(256)])
-    caption_row = torch.tensor([unique.index(caption) for caption in captions])
-    empty = unique.index("")
+    encoder, basis = encoder.to(DEVICE), latent_basis(work).to(DEVICE)
+
+    @torch.no_grad()
+    def context(captions: list[str]) -> torch.Tensor:
+        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return encoder(ids.to(DEVICE)).last_hidden_state.half()
+
+    def prepare(scenes: dict[str, Any]) -> dict[str, torch.Tensor]:
+        latents = basis(as_tensor(scenes["images"].to(DEVICE))).half()
+        return {"latents": latents, "context": context(scenes["captions"])}
+
+    examples = Examples(Scenes(count, (seed, RANK), captioned), prepare, work / f"latents_{RANK}.pt")
+    empty = context([""])
 
     unet, ema = new_unet(), new_unet()
-    unet.set_attn_processor(TrainingAttention())
+    begin(unet, start, "unet")
     ema.load_state_dict(unet.state_dict())
-    schedule = Schedule(steps, peak=1e-3, warmup=100, decay=0.3)
+    if DEVICE.type == "cpu":
+        unet.set_attn_processor(TrainingAttention())
+    else:
+        for network in (unet, ema):
+            network.to(memory_format=torch.channels_last)
+    schedule = Schedule(steps, peak=1e-3, warmup=100, decay=0.3, seconds=seconds)
     training = Training(work / "unet.pt", schedule, unet, key="unet", ema=ema, clip=1.0, betas=(0.9, 0.98))
     log = LossLog(work / "unet.csv", training.start)
     model = DistributedDataParallel(unet) if WORLD > 1 else unet
-    alphas = new_scheduler().alphas_cumprod
-    often = torch.ones(len(alphas))
+    if DEVICE.type == "cuda":
+        model = torch.compile(model)
+    alphas = new_scheduler().alphas_cumprod.to(DEVICE)
+    often = torch.ones(len(alphas), device=DEVICE)
     often[400:950] = 3  # where shapes arise, and the caption tells most
     often = often.cumsum(0) / often.sum()
 
-    def step(number: int) -> tuple[torch.Tensor, dict[str, float]]:
-        draw = torch.Generator().manual_seed(hash((seed, RANK, number)))
-        rows = torch.randint(len(latents), (batch,), generator=draw)
-        x = latents[rows].float()
-        dropped = torch.rand(batch, generator=draw) < 0.1
-        text = context[torch.where(dropped, empty, caption_row[rows])]
-        t = torch.searchsorted(often, (torch.arange(batch) + torch.rand(batch, generator=draw)) / batch)  # stratified
+    def step(number: int) -> tuple[torch.Tensor, dict[str, Any]]:
+        draw = torch.Generator(DEVICE).manual_seed(hash((seed, RANK, number)))
+        uniform = partial(torch.rand, batch, generator=draw, device=DEVICE)
+        scenes = examples.draw(uniform())
+        x = scenes["latents"].float()
+        text = torch.where(uniform()[:, None, None] < 0.1, empty, scenes["context"]).float()
+        t = torch.searchsorted(often, (torch.arange(batch, device=DEVICE) + uniform()) / batch)  # stratified
         signal, noise_level = (a[:, None, None, None] for a in (alphas[t].sqrt(), (1 - alphas[t]).sqrt()))
-        noise = torch.randn(x.shape, generator=draw)
+        noise = torch.randn(x.shape, generator=draw, device=DEVICE)
         with autocast():
             predicted = model(signal * x + noise_level * noise, t, text, return_dict=False)[0]
         loss = F.mse_loss(predicted.float(), signal * noise - noise_level * x)
-        log.add(number, batch * WORLD, loss.item())
-        return loss, {"loss": log.loss, "samples": log.samples}
+        log.add(number, batch * WORLD, loss.detach())
+        return loss, {"loss": log.loss, "samples": log.samples, "scenes": examples.made}
 
     training.run(step)
     if WORLD > 1:
@@ -122,23 +152,10 @@ class LossLog:
         if RANK == 0:
             path.write_text("".join(before))
 
-    def add(self, step: int, samples: int, loss: float) -> None:
+    def add(self, step: int, samples: int, loss: float | torch.Tensor) -> None:
         """Take in the loss of one step."""
         self.samples += samples
-        self.loss += (loss - self.loss) * max(0.01, 1 / (step + 1))
+        self.loss = self.loss + (loss - self.loss) * max(0.01, 1 / (step + 1))
         if RANK == 0 and step % 20 == 0:
             with self.path.open("a") as file:
-                print(f"{step},{self.samples:.0f},{self.loss:.4f}", file=file)
-
-
-def _latents(work: Path, seed: int, rank: int, count: int) -> tuple[torch.Tensor, list[str]]:
-    """Latents (image, channel, y, x) and captions of this process's scenes, made once and kept in `work`."""
-    path = work / f"latents_{rank}.pt"
-    if not path.exists():
-        basis, latents, captions = latent_basis(work), torch.empty(count, LATENT_CHANNELS, 16, 16).half(), []
-        for i, scene in enumerate(compose_many(count, seed, rank)):  # their pictures, 5 GB, are not kept
-            latents[i] = basis(scene.image[None])[0]
-            captions.append(scene.caption)
-        torch.save({"latents": latents, "captions": captions}, path)
-    saved = torch.load(path, weights_only=True)
-    return saved["latents"], saved["captions"]
+                print(f"{step},{self.samples:.0f},{float(self.loss):.4f}", file=file)
