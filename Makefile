@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.complete
 PIP_ARGS ?=
+DEVICE ?= cpu
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 TOUR := notebooks/00_quick_tour.ipynb
 export SELATTN_RUNS := $(CURDIR)/runs
@@ -65,9 +66,9 @@ check: lint  ## lint, types, layers of the library, unit tests (two minutes)
 test: system lint  ## all of that, every chapter with small parameters, the book in a browser (seven minutes)
 	$(PYTEST) -n 2 $(NBVAL) tests selattn_lib $(TOUR)
 
-benchmarks: env  ## measure what capture costs (an idle machine, an hour or two; a second run goes on)
+benchmarks: env  ## measure what capture costs (an idle machine, an hour or two; DEVICE=cuda: a GPU, three minutes)
 	-$(BIN)/python -m pip install $(PIP_ARGS) -q --no-deps --target runs/peers daam==0.2.0 attention-map-diffusers==1.0.0
-	PYTHONPATH=runs/peers $(BIN)/python tests/benchmarks/run.py
+	PYTHONPATH=runs/peers $(BIN)/python tests/benchmarks/$(if $(filter cuda,$(DEVICE)),gpu,run).py
 
 clean:  ## remove the built book and the executed notebooks (studies in runs/ and .venv stay)
 	rm -rf book/_build runs/notebooks

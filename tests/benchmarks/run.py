@@ -16,44 +16,36 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from datetime import date
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
-from unittest.mock import MagicMock, patch
+from unittest.mock import patch
 
 import diffusers
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor2_0
 from torch.nn import Module
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPTextConfig, CLIPTextModel
-
-import selattn_lib as sa
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/support")]
 from tiny_sd import WORDS, build_pipeline, word_tokenizer  # noqa: E402
 
 from benchmarks.scale import surface_seconds  # noqa: E402
+from benchmarks.ways import INSTALLED, PROMPT, WAYS  # noqa: E402
 
-PROMPT, WORD, TOKEN = "photo of a bear", "bear", 4  # the word's place in the text
 PAIRS = 7
 LAYERS = 16
 # One thread: more of them spin while they wait for each other, which counts as CPU time.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 # So that peaks are those of memory in use: glibc hands freed blocks back to the system at once.
 HAND_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-# 34 concepts of ten words, as in the HRV paper; one word of each has three tokens.
-CONCEPT = ["bear", "cat", "dog", "desk", "mouse", "blue", "lamp", "oak", "photo", "oak tree lamp"]
 MEMORY = [  # (way, steps), the most telling first
     *[("plain", 5), ("capture", 5), ("daam", 5), ("amd", 5), ("amd-exact", 5), ("capture", 50), ("capture", 20)],
     *[("daam", 20), ("amd", 20), ("amd-exact", 20), ("plain", 20), ("plain", 50), ("capture+hrv", 5)],
@@ -89,89 +81,6 @@ def draw(pipe: Any, small: bool, steps: int) -> Any:
     generator, side = torch.Generator().manual_seed(0), 128 if small else 512
     settings: dict[str, Any] = {"height": side, "width": side, "guidance_scale": 7.5, "output_type": "latent"}
     return pipe(PROMPT, generator=generator, num_inference_steps=steps, **settings).images
-
-
-# The ways to generate: each yields what turns the things kept into the maps of every head.
-
-
-@contextmanager
-def plain(pipe: Any) -> Iterator[Callable]:
-    yield lambda: None
-
-
-@contextmanager
-def capture(pipe: Any) -> Iterator[Callable]:
-    with sa.capture(pipe, [WORD]) as maps:
-        yield maps.head_maps
-
-
-class Unknown(AttnProcessor2_0):
-    """Attention as it is, by a class that capture does not know to be exact, so that its layers are proven."""
-
-
-@contextmanager
-def capture_proven(pipe: Any) -> Iterator[Callable]:
-    before = dict(pipe.unet.attn_processors)
-    pipe.unet.set_attn_processor(Unknown())
-    try:
-        with capture(pipe) as finish:
-            yield finish
-    finally:
-        pipe.unet.set_attn_processor(before)
-
-
-@contextmanager
-def capture_hrv(pipe: Any) -> Iterator[Callable]:
-    concepts = {f"concept {n}": CONCEPT for n in range(34)}
-    with sa.capture(pipe, [WORD]) as maps, sa.score_heads(pipe, concepts) as votes:
-        yield lambda: (maps.head_maps(), votes.counts())
-
-
-@contextmanager
-def daam(pipe: Any) -> Iterator[Callable]:
-    # Imported at the package's top for plots and for grammar; nothing that is measured uses them.
-    for name in ("matplotlib", "matplotlib.pyplot", "spacy", "spacy.tokens"):
-        sys.modules.setdefault(name, MagicMock())
-    from daam import trace
-
-    with TemporaryDirectory() as folder, trace(pipe, data_dir=folder):
-        yield lambda: None  # its maps of every token and head are there
-
-
-@contextmanager
-def amd(pipe: Any, mode: str = "fast") -> Iterator[Callable]:
-    from attention_map_diffusers import AttentionCapture
-
-    settings = {"timesteps": "all", "heads": "all", "tokens": [TOKEN], "mode": mode}
-    with AttentionCapture(pipe, relations="image->text", **settings) as maps:
-        yield maps.compute
-
-
-@contextmanager
-def amd_exact(pipe: Any) -> Iterator[Callable]:
-    with amd(pipe, "exact") as compute:
-        yield compute
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to generate: how it is shown, what does it, and the module that it needs."""
-
-    name: str
-    run: Callable[[Any], AbstractContextManager[Callable]]
-    needs: str = "selattn_lib"
-
-
-WAYS = {
-    "plain": Way("nothing", plain),
-    "capture": Way("`capture`", capture),
-    "capture+proof": Way("`capture`, of processors that it does not know", capture_proven),
-    "capture+hrv": Way("`capture` and `score_heads`", capture_hrv),
-    "daam": Way("`daam` 0.2.0", daam, "daam"),
-    "amd": Way("`attention-map-diffusers` 1.0.0, `fast`", amd, "attention_map_diffusers"),
-    "amd-exact": Way("`attention-map-diffusers` 1.0.0, `exact`", amd_exact, "attention_map_diffusers"),
-}
-INSTALLED = [name for name, way in WAYS.items() if find_spec(way.needs)]
 
 
 class Results:
