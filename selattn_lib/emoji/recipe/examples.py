@@ -65,8 +65,8 @@ class Examples:
     def _fill(self) -> None:
         try:
             workers = max(1, (os.cpu_count() or 1) // WORLD) if len(self.scenes) > 1000 else 0
-            options = {"multiprocessing_context": "spawn", "prefetch_factor": 4} if workers else {}
-            for batch in DataLoader(self.scenes, AT_ONCE, num_workers=workers, **options):
+            spawned = {"multiprocessing_context": "spawn", "prefetch_factor": 2, "worker_init_fn": _give_way}
+            for batch in DataLoader(self.scenes, AT_ONCE, num_workers=workers, **(spawned if workers else {})):
                 for name, values in self.prepare(batch).items():
                     if name not in self.tensors:
                         size = (len(self.scenes), *values.shape[1:])
@@ -77,3 +77,8 @@ class Examples:
                 torch.save(self.tensors, self.path)
         except Exception as error:
             self.failure = error
+
+
+def _give_way(worker: int) -> None:
+    """Let the process that trains go first."""
+    os.nice(10)
