@@ -21,23 +21,31 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SEGMENTATION = ROOT / "notebooks" / "02_segmentation.ipynb"
 RELEVANCE = {"hrv_images": 4, "hrv_steps": 5}
-QUICK = {"steps": 5, "hrv_images": 4, "seeds": 1}
+DRAWN = {"steps": 5, "hrv_images": 4, "seeds": 1}
+QUICK = {**DRAWN, "scenes": 10}
 SMALL = {  # parameters, and what the chapter then prints
-    "00_quick_tour": ({"steps": 5, "heads": 20}, "20 of 128 heads for Animals"),
     "01_head_relevance": (RELEVANCE, "concepts x 128 heads"),
     "02_segmentation": (QUICK, "generated: 10 images of 10 words"),
     "03_most_vs_least": (QUICK, "generated: 10 images"),
-    "04_mouse_diagnosis": (QUICK, '1 images of "A mouse'),
+    "04_mouse_diagnosis": (DRAWN, '1 images of "A mouse'),
     "05_ablation": (QUICK, "generated: 10 images"),
     "06_emoji_sd": (
-        {**QUICK, "word_seeds": 1, "word_step": 20, "fast_seeds": 1, "diagnosis_seeds": 2},
+        {
+            **QUICK,
+            "word_seeds": 1,
+            "word_step": 20,
+            "fast_seeds": 1,
+            "fast_steps": 3,
+            "diagnosis_seeds": 2,
+            "scenes": 20,
+        },
         "of 10 pictures",
     ),
     "07_controls": ({**QUICK, "draws": 5}, "generated: 10 images"),
     "08_surface": ({**QUICK, "windows": 2}, "generated: 10 images"),
     "09_beyond_animals": ({**QUICK, "concepts": ["Animals", "Plants"], "scenes": 6, "hrv_steps": 5}, "Plants"),
-    "10_diagnosis_measured": ({**QUICK, "seeds": 2}, "4 words x 2 seeds = 8 images"),
-    "11_weakening": ({**QUICK, "heads": [10], "hrv_steps": 5}, "60 images, 6 conditions"),
+    "10_diagnosis_measured": ({**DRAWN, "seeds": 2}, "4 words x 2 seeds = 8 images"),
+    "11_weakening": ({**DRAWN, "heads": [10], "hrv_steps": 5}, "60 images, 6 conditions"),
     "12_ceiling": ({**QUICK, "draws": 5}, "generated: 10 images"),
     "13_generations": (QUICK, "generated: 10 images"),
 }
@@ -91,8 +99,8 @@ def test_every_figure_has_a_caption(path: Path) -> None:
     assert numbers == [f"{int(path.stem[:2])}.{i + 1}" for i in range(len(numbers))]
 
 
-def test_every_chapter_is_run_here() -> None:
-    assert [path.stem for path in NOTEBOOKS] == list(SMALL)
+def test_every_chapter_but_the_tour_which_is_run_as_it_is_is_run_here() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["00_quick_tour", *SMALL]
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -56,7 +56,8 @@ def segmenter_quality(count: int = 500) -> dict[str, Interval]:
         if objects == 1:
             quality[f"{name}, named"] = share(prediction.areas().argmax(1) == np.ravel(numbers))
             small = np.array([not {"tiny", "small"}.isdisjoint(s.caption.split()) for s in scenes])
-            quality[f"one small object ({small.sum()}), IoU of masks"] = bootstrap_mean(np.compress(small, scores))
+            if small.any():
+                quality[f"one small object ({small.sum()}), IoU of masks"] = bootstrap_mean(np.compress(small, scores))
     return quality
 
 
