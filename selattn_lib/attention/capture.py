@@ -19,7 +19,7 @@ from ..maps.head_maps import HeadMaps
 from ..maps.head_sets import HeadSelection
 from ..models.families import split_heads
 from ..models.tokens import word_weights
-from .proof import differs, is_exact
+from .proof import differs, is_exact, is_torchs_own
 from .trace import Generation, Trace
 
 Words = str | int | Sequence[str | int] | Sequence[Sequence[str | int]]
@@ -120,11 +120,9 @@ class Capture(Trace):
         self._records[-1].select(self._select(generation))
 
     def to_prove(self, generation: Generation) -> set[int]:
-        """In the first call and, for what begins later, in the 2nd, 3rd, 5th, 9th, 17th ..."""
-        if not self._verify or generation.calls & (generation.calls - 1):
-            return set()
-        layers = {number: self.network.get_submodule(self.heads.layers[number].name) for number in self.layers}
-        return {number for number, attention in layers.items() if not is_exact(attention)}
+        """All that is not known, in every call, since a method may begin and end anywhere."""
+        own = is_torchs_own()
+        return {n for n in self.layers if self._verify and not (own and is_exact(self.modules[n]))}
 
     def totals(self) -> dict[int, torch.Tensor]:
         return {number: sums[-1] for number, sums in self._records[-1].sums.items()} if self._records else {}

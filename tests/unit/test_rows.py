@@ -1,6 +1,7 @@
 """Whose attention is captured: the picture's, in all the ways in which people run a pipeline, or a refusal says why."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from unittest import mock
 
@@ -12,6 +13,7 @@ import tiny_sd
 import torch
 from attention_truth import assert_captured, attention_seen
 from diffusers.callbacks import SDCFGCutoffCallback
+from diffusers.models.attention_processor import PAGIdentitySelfAttnProcessor2_0
 from PIL import Image
 
 from selattn_lib.attention.capture import capture
@@ -225,6 +227,60 @@ def test_three_rows_a_picture_with_the_prompt_given():
         with attention_seen(pipe) as seen, capture(pipe, ["bear"], prompt=BEAR) as maps:
             loop(pipe, order, row)
         assert_captured(maps, seen, [row], [[4]])
+
+
+def test_copies_that_guidance_perturbs_in_a_loop_are_no_pictures():
+    """Perturbed attention without other guidance: the picture's row, and the same again for the perturbed layers."""
+    pipe = tiny_sd.build_pipeline()
+    pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.set_processor(PAGIdentitySelfAttnProcessor2_0())
+    bear = embedded(pipe, BEAR)
+    with pytest.raises(ValueError, match=r"2 rows of which 1 differ .* copies that guidance perturbs\? .*prompt=\["):
+        with capture(pipe, ["bear"]):
+            loop(pipe, [embedded(pipe, BEAR)] * 2, 0)
+    for prompt, rows in ((BEAR, [0]), ([BEAR], [0]), ([BEAR, BEAR], [0, 1])):
+        with attention_seen(pipe) as seen, capture(pipe, ["bear"], prompt=prompt) as maps:
+            loop(pipe, [bear, bear], 0)
+        assert_captured(maps, seen, rows, [[4]] * len(rows))
+
+
+@torch.no_grad()
+def with_reference(pipe, text, block=nullcontext):
+    """A loop of one's own that shows the network something else with the prompt before each step."""
+    x = latents()
+    pipe.scheduler.set_timesteps(4)
+    for t in pipe.scheduler.timesteps:
+        pipe.unet(x + 1, t, text)
+        with block():
+            noise = pipe.unet(x, t, text).sample
+        x = pipe.scheduler.step(noise, t, x).prev_sample
+
+
+def test_references_in_a_loop_are_refused_and_the_way_out_works():
+    pipe, blocks = build(), []
+    text = embedded(pipe, BEAR)
+    with pytest.raises(ValueError, match="is shown the prompt 2 times at timestep .*around each call that draws"):
+        with capture(pipe, ["bear"], prompt=BEAR):
+            with_reference(pipe, text)
+
+    @contextmanager
+    def block():
+        with capture(pipe, ["bear"], prompt=BEAR) as maps:
+            yield
+        blocks.append(maps)
+
+    with attention_seen(pipe) as seen:
+        with_reference(pipe, text, block)
+    assert len(blocks) == 5
+    for call, maps in enumerate(blocks):
+        assert_captured(maps, seen, [0], [[4]], [2 * call + 1])
+
+
+def test_a_scheduler_that_needs_two_calls_a_timestep():
+    pipe = build("StableDiffusionPipeline", "HeunDiscreteScheduler")
+    with attention_seen(pipe) as seen, capture(pipe, ["bear"]) as maps:
+        loop(pipe, [embedded(pipe, ""), embedded(pipe, BEAR)], 1, steps=3)
+    assert len(seen[0]) == 5
+    assert_captured(maps, seen, [1], [[4]])
 
 
 @pytest.mark.parametrize("before", [False, True])
