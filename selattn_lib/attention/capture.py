@@ -293,6 +293,10 @@ def capture(
     call of the pipeline in the block adds its images. The image is bit-identical to one made without, and nothing
     stays behind in the pipeline.
 
+    A loop of one's own may show the network what cannot be told from pictures: references or perturbed copies with the
+    prompt's text as rows before or beside the pictures' own, or in calls at timesteps of their own. Open the block
+    around the calls that draw, and no others.
+
     Parameters
     ----------
     pipe : diffusers.DiffusionPipeline
@@ -305,7 +309,8 @@ def capture(
         each, then over the two.
     prompt : str or list of str, optional
         The prompts as the text encoders read them, without weights. Needed where embeddings are made outside the
-        block, or where a loop of one's own shows the network several texts and it is not clear which is the prompt.
+        block, or where a loop of one's own shows the network several texts and it is not clear which is the prompt, or
+        rows that are the same, and it is not clear how many are pictures: then one prompt a picture.
     heads, layers : sequence of int, optional
         Only the heads of these numbers, or those of the layers of these numbers, as in `cross_attention_heads`.
     timesteps : (float, float), optional
@@ -313,7 +318,8 @@ def capture(
     per_timestep : bool
         A map for each call instead of the mean; `Capture.memory` says how many bytes that takes.
     verify : bool
-        Compare what layers with processors of unknown kinds put out with what their captured attention would.
+        Compare what layers with processors of unknown kinds put out with what their captured attention would, in every
+        call.
 
     Yields
     ------
