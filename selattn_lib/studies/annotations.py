@@ -40,7 +40,7 @@ def read_masks(source: str | Path, pictures: str | Path = "") -> Iterator[tuple[
     Raises
     ------
     ValueError
-        If `source` is neither, or a segmentation is of a kind that such files do not hold.
+        If `source` is neither, or an entry of a COCO file lacks something, a mask above all.
     ImportError
         If a COCO file is to be read without pycocotools.
 
@@ -96,9 +96,9 @@ def _coco_mask(source: Path, annotation: dict[str, Any], height: int, width: int
     except ImportError as error:
         raise ImportError(f"{source} is a COCO file, which needs: pip install 'selattn_lib[coco]'") from error
     if not (segmentation := annotation.get("segmentation")):
-        advice = "leave it out"
-        if len(box := annotation.get("bbox") or ()) == 4:
-            (left, top), (right, bottom) = box[:2], (box[0] + box[2], box[1] + box[3])
+        advice, box = "leave it out", annotation.get("bbox")
+        if isinstance(box, list) and len(box) == 4:
+            left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
             corners = [[left, top, right, top, right, bottom, left, bottom]]
             advice += f', or count its whole box: "segmentation": {corners}'
         raise ValueError(

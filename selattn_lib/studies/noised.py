@@ -160,7 +160,8 @@ class MaskedStudy(NoisedStudy):
     Parameters
     ----------
     source, pictures : path
-        As for `read_masks`; the centred square of each picture counts.
+        As for `read_masks`; the centred square of each picture counts, turned as its EXIF data say, since that is how
+        annotation tools show it.
     words : sequence of str
         By default all that occur.
     per_word : int
@@ -181,7 +182,8 @@ class MaskedStudy(NoisedStudy):
     Raises
     ------
     ValueError
-        If no picture counts, on what `read_masks` does not read, and on anything out of range.
+        If no picture counts, on a picture that has not its masks' size, on what `read_masks` does not read, and on
+        anything out of range.
 
     Examples
     --------
