@@ -1,5 +1,6 @@
 """Parameters as papermill and the command line hand them over, alone and in every notebook."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,11 @@ class Computed(Exception):
     """A study was asked for its results."""
 
 
+@cache
+def code_cells(notebook: str) -> list[Any]:
+    return [cell for cell in nbformat.read(NOTEBOOKS[notebook], as_version=4).cells if cell.cell_type == "code"]
+
+
 def settle(notebook: str, monkeypatch: pytest.MonkeyPatch, **parameters: Any) -> None:
     """Run a notebook's cells with these parameters up to where the first result is asked for."""
 
@@ -80,7 +86,7 @@ def settle(notebook: str, monkeypatch: pytest.MonkeyPatch, **parameters: Any) ->
         raise Computed
 
     monkeypatch.setattr(StudyBase, "load_or_compute", compute)
-    cells = [cell for cell in nbformat.read(NOTEBOOKS[notebook], as_version=4).cells if cell.cell_type == "code"]
+    cells = code_cells(notebook)
     [first] = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
     names: dict[str, Any] = {}
     exec(cells[first].source, names)
