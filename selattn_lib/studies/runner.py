@@ -62,13 +62,14 @@ def run(job: Job, workers: Any = None, bar: tqdm | None = None) -> xr.Dataset:
 
 def _finished(job: Job) -> xr.Dataset:
     """What is in a folder that may only be read; PermissionError if something is missing."""
-    store = Store(job.folder, job.size, read_only=True)
-    if missing := [unit for unit in range(job.size) if not store.is_complete(unit)]:
-        raise PermissionError(
-            f"{job.folder} may only be read, and {len(missing)} of {job.size} results are missing: copy the folder "
-            "into one that may be written to, and set SELATTN_RUNS to that"
-        )
-    return store.open()
+    if (job.folder / "data.zarr").exists():
+        store = Store(job.folder, job.size, read_only=True)
+        if all(map(store.is_complete, range(job.size))):
+            return store.open()
+    raise PermissionError(
+        f"{job.folder} may only be read, and its results are not all there: copy it into a folder that may be written "
+        "to, and set SELATTN_RUNS to that"
+    )
 
 
 @contextmanager

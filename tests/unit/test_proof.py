@@ -122,6 +122,12 @@ def test_what_attends_as_it_says_passes(tiny_pipe, kind):
     assert_captured(maps, seen, [1], [[2]])
 
 
+def test_attention_that_is_not_finite_is_said_to_be_so(tiny_pipe):
+    with processors(tiny_pipe, lambda layer: Full()):
+        with pytest.raises(ValueError, match="is NaN or infinite in call 1"), capture(tiny_pipe, ["bear"]):
+            generate(tiny_pipe, PROMPT, latents=torch.full((1, 4, 16, 16), torch.nan))
+
+
 @pytest.mark.parametrize("kind", [Replaced, Reweighted, Masked, Between])
 def test_what_attends_otherwise_is_refused_by_name(tiny_pipe, kind):
     with processors(tiny_pipe, lambda layer: kind()):
