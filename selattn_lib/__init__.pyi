@@ -42,6 +42,7 @@ from .studies.generated import WindowStudy as WindowStudy
 from .studies.noised import KnownTruthStudy as KnownTruthStudy
 from .studies.noised import MaskedStudy as MaskedStudy
 from .studies.parameters import check_selection as check_selection
+from .studies.parameters import read_list as read_list
 from .studies.relevance import RelevanceStudy as RelevanceStudy
 from .studies.relevance import relevance_for as relevance_for
 from .studies.results import load as load

@@ -1,5 +1,6 @@
 """Concepts and their words: the paper's 34, and those of the embedded world."""
 
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -42,9 +43,9 @@ def load_concepts(source: str | Path | Mapping[str, Any] = "paper") -> dict[str,
         table: Any = source
     elif source in TABLES:
         file = DATA / f"concepts_{str(source).replace('-', '_')}.yaml"
-        table = yaml.safe_load(file.read_text(encoding="utf-8"))
-    elif Path(source).is_file():
-        table = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+        table = yaml.safe_load(read_text(file))
+    elif Path(str(source)).is_file():  # papermill makes a number of a file's name that looks like one
+        table = yaml.safe_load(read_text(Path(str(source))))
     else:
         raise ValueError(f"no concepts {str(source)!r}: expected {', '.join(TABLES)} or the path of a YAML file")
     if not isinstance(table, Mapping) or not table or not all(_is_words(words) for words in table.values()):
@@ -54,6 +55,19 @@ def load_concepts(source: str | Path | Mapping[str, Any] = "paper") -> dict[str,
 
 def _is_words(words: Any) -> bool:
     return isinstance(words, list | tuple) and len(words) > 0 and all(isinstance(word, str) for word in words)
+
+
+def read_text(file: Any) -> str:
+    """The text of a file in UTF-8 or, where its first bytes say so, in UTF-16, without the mark that Windows sets.
+
+    Raises ValueError if it is in neither.
+    """
+    content = file.read_bytes()
+    encoding = "utf-16" if content[:2] in (BOM_UTF16_BE, BOM_UTF16_LE) else "utf-8-sig"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not text in UTF-8: expected such, so save it with this encoding") from None
 
 
 def read_lines(name_or_path: str | Path) -> list[str]:
@@ -67,7 +81,7 @@ def read_lines(name_or_path: str | Path) -> list[str]:
         raise ValueError(
             f"no file {str(name_or_path)!r}: expected imagenet, or the path of a text with one entry a line"
         )
-    if not (lines := [line.strip() for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]):
+    if not (lines := [line.strip() for line in read_text(source).splitlines() if line.strip()]):
         raise ValueError(f"file {str(name_or_path)!r} has no lines: expected one entry a line")
     return lines
 

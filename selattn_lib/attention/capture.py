@@ -19,7 +19,7 @@ from ..maps.head_maps import HeadMaps
 from ..maps.head_sets import HeadSelection
 from ..models.families import split_heads
 from ..models.tokens import word_weights
-from .proof import differs, is_exact
+from .proof import differs, is_exact, is_torchs_own
 from .trace import Generation, Trace
 
 Words = str | int | Sequence[str | int] | Sequence[Sequence[str | int]]
@@ -120,11 +120,9 @@ class Capture(Trace):
         self._records[-1].select(self._select(generation))
 
     def to_prove(self, generation: Generation) -> set[int]:
-        """In the first call and, for what begins later, in the 2nd, 3rd, 5th, 9th, 17th ..."""
-        if not self._verify or generation.calls & (generation.calls - 1):
-            return set()
-        layers = {number: self.network.get_submodule(self.heads.layers[number].name) for number in self.layers}
-        return {number for number, attention in layers.items() if not is_exact(attention)}
+        """All that is not known, in every call, since a method may begin and end anywhere."""
+        own = is_torchs_own()
+        return {n for n in self.layers if self._verify and not (own and is_exact(self.modules[n]))}
 
     def totals(self) -> dict[int, torch.Tensor]:
         return {number: sums[-1] for number, sums in self._records[-1].sums.items()} if self._records else {}
@@ -295,6 +293,10 @@ def capture(
     call of the pipeline in the block adds its images. The image is bit-identical to one made without, and nothing
     stays behind in the pipeline.
 
+    A loop of one's own may show the network what cannot be told from pictures: references or perturbed copies with the
+    prompt's text as rows before or beside the pictures' own, or in calls at timesteps of their own. Open the block
+    around the calls that draw, and no others.
+
     Parameters
     ----------
     pipe : diffusers.DiffusionPipeline
@@ -307,7 +309,8 @@ def capture(
         each, then over the two.
     prompt : str or list of str, optional
         The prompts as the text encoders read them, without weights. Needed where embeddings are made outside the
-        block, or where a loop of one's own shows the network several texts and it is not clear which is the prompt.
+        block, or where a loop of one's own shows the network several texts and it is not clear which is the prompt, or
+        rows that are the same, and it is not clear how many are pictures: then one prompt a picture.
     heads, layers : sequence of int, optional
         Only the heads of these numbers, or those of the layers of these numbers, as in `cross_attention_heads`.
     timesteps : (float, float), optional
@@ -315,7 +318,8 @@ def capture(
     per_timestep : bool
         A map for each call instead of the mean; `Capture.memory` says how many bytes that takes.
     verify : bool
-        Compare what layers with processors of unknown kinds put out with what their captured attention would.
+        Compare what layers with processors of unknown kinds put out with what their captured attention would, in every
+        call.
 
     Yields
     ------

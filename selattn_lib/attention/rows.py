@@ -69,6 +69,7 @@ class Rows:
         self._known: dict[Any, tuple[torch.Tensor, Any]] = {}  # texts that were read, the last few
         self._encoded, self._encoded_given = False, False
         self._loop: tuple[float, float, bool] | None = None  # first timestep, last one, whether others came between
+        self._repeats = 0  # calls at the last timestep
         self._stray: torch.Tensor | None = None  # latents shown with a text that is not the prompt's, and not since
         self._last: torch.Tensor | None = None  # latents of the last call that counted
 
@@ -182,16 +183,22 @@ class Rows:
         """Of rows with prompts, one for each picture: copies that guidance perturbs come after the picture's own."""
         expected = self.call.n_images if self.call else None
         others = len(call.text) - len(rows)
-        if expected == len(rows) or (expected is None and not 0 < others < len(rows)):
+        if expected == len(rows) or (expected is None and (len(rows) == 1 or others >= len(rows))):
             return rows
         first: list[int] = []
         for row in rows:
             if not any(sums.same(row, other) and self._same_latents(call, row, other) for other in first):
                 first.append(row)
-        if len(first) == (expected or others):
+        if len(first) == expected or (expected is None and len(first) in (len(rows), others)):
             return first
+        if expected is None and self.given:
+            return rows if len(rows) == len(self.given) else first
         if expected is None:
-            return rows
+            raise ValueError(
+                f"A loop that is not the pipeline's shows the network {len(rows)} rows of which {len(first)} differ in "
+                "latents or text: pictures that are the same, or copies that guidance perturbs? Say it: "
+                "prompt=[...], one prompt for each picture."
+            )
         raise ValueError(
             f"{len(rows)} of the {len(call.text)} rows that the network is shown at a time have the prompt's text, for "
             f"{expected} picture{'s' * (expected > 1)}: capture does not know which of them the pictures are."
@@ -227,12 +234,12 @@ class Rows:
             return last is None
         now = float(torch.as_tensor(call.timestep).max())
         if self._loop is None:
-            self._loop = now, now, False
+            self._loop, self._repeats = (now, now, False), 1
             return True
         start, last_one, moved = self._loop
         again = moved and now == start
         if again or ((changed or encoded) and now > last_one) or (encoded and now == last_one and not self.given):
-            self._loop = now, now, False
+            self._loop, self._repeats = (now, now, False), 1
             return True
         if changed:
             self._keys = None
@@ -241,6 +248,14 @@ class Rows:
                 "is not the pipeline's: say what the prompts are, prompt=..., or use one `with` block for each text."
             )
         self._loop = start, now, moved or now != start
+        self._repeats = self._repeats + 1 if now == last_one else 1
+        timesteps = getattr(getattr(self.pipe, "scheduler", None), "timesteps", None)
+        if self._repeats > 1 and self._repeats > (0 if timesteps is None else int((timesteps == now).sum())):
+            raise ValueError(
+                f"The network is shown the prompt {self._repeats} times at timestep {now:g} by a loop that is not the "
+                "pipeline's, more often than its scheduler has this timestep: which of the calls draws the picture is "
+                "not clear. Have a `with` block around each call that draws, and around no other."
+            )
         return False
 
     def _check_strays(self, call: Call, counts: bool) -> None:

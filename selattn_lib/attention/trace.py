@@ -57,6 +57,7 @@ class Trace:
         if pipe is self.network:
             raise ValueError(f"{type(pipe).__name__}: expected the pipeline that it belongs to, for its tokenizers.")
         self.layers: Sequence[int] = range(len(self.heads.layers))
+        self.modules = [self.network.get_submodule(layer.name) for layer in self.heads]
         self.generations: list[Generation] = []
         given = [prompt] if isinstance(prompt, str) else list(prompt or [])
         self._texts = self.family.texts(pipe)
@@ -137,7 +138,7 @@ class Trace:
                     see = partial(self._on_text_encoder, text)
                     hook(text.encoder.register_forward_hook, see, with_kwargs=True)
             for number in self.layers:
-                attention = self.network.get_submodule(self.heads.layers[number].name)
+                attention = self.modules[number]
                 for name in dict.fromkeys((*self.family.watched(attention), *self.family.values(attention))):
                     see = partial(self._on_projection, number, name)
                     hook(attention.get_submodule(name).register_forward_hook, see)
@@ -274,7 +275,7 @@ class Trace:
 
     def _follow_adapter(self, number: int) -> None:
         """For one call, see what a processor's own projections put out."""
-        processor = self.network.get_submodule(self.heads.layers[number].name).processor
+        processor = self.modules[number].processor
         modules = processor.modules() if isinstance(processor, torch.nn.Module) else []
         for i, module in enumerate(module for module in modules if isinstance(module, torch.nn.Linear)):
             see = partial(self._here, partial(self._on_projection, number, f"added {i}"))
@@ -283,7 +284,7 @@ class Trace:
     def _on_projection(self, number: int, name: str, module: Any, args: tuple, output: Any) -> None:
         if self._reading is None:
             return
-        outputs, attention = self._outputs[number], self.network.get_submodule(self.heads.layers[number].name)
+        outputs, attention = self._outputs[number], self.modules[number]
         if name not in self.family.watched(attention) and number not in self._unproven:
             return
         if name in outputs and is_exact(attention):  # the rows that guidance perturbs come after the others
@@ -297,7 +298,7 @@ class Trace:
 
     def _on_used(self, number: int, module: Any, args: tuple) -> None:
         if self._reading is not None and number in self._unproven:
-            self._outputs[number]["used"] = args[0]
+            self._outputs[number].setdefault("used", args[0])  # the first: rows that guidance perturbs come after
 
     @torch.no_grad()
     def _on_layer(self, number: int, attention: Any, args: tuple, kwargs: dict, output: Any) -> None:
@@ -332,5 +333,4 @@ class Trace:
             self.attend(number, attention, query, key, conditional)
 
     def _named(self, number: int) -> str:
-        name = self.heads.layers[number].name
-        return f"{name} ({type(self.network.get_submodule(name).processor).__name__})"
+        return f"{self.heads.layers[number].name} ({type(self.modules[number].processor).__name__})"

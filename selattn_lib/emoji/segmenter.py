@@ -86,6 +86,13 @@ class Prediction:
         ]
         return np.stack(named) & (self.outline > 0.5).numpy()
 
+    def object_masks(self, keys: Sequence[tuple[str, str]]) -> np.ndarray:
+        """(image, y, x) where an object is that is likelier the one asked for in a picture, (concept, word), than any
+        other."""
+        likeliest = F.interpolate(self.names, scale_factor=CELL, mode="bilinear").argmax(1).numpy()
+        numbers = np.array([CLASSES.index(key) for key in keys])[:, None, None]
+        return (likeliest == numbers) & (self.outline > 0.5).numpy()
+
     def shares(self, concepts: Sequence[Sequence[str]]) -> np.ndarray:
         """(image) in [0, 1], by area: how much of all that is drawn in a picture is of the `concepts` asked for."""
         of_concept = [[concept in names for concept, _ in CLASSES] for names in concepts]

@@ -82,6 +82,14 @@ def run_notebook(notebook: Path, out: Path, parameters: Mapping[str, Any], *, ag
     `out` is replaced only after every cell has succeeded. Raises NotebookFailed otherwise.
     """
     import papermill
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    class ThisPython(AsyncKernelManager):
+        """Starts the Python that runs, whatever kernel is installed under the notebook's name."""
+
+        kernel_spec = KernelSpec(**get_kernel_dict())
 
     mark = fingerprint(notebook, parameters)
     if is_current(out, mark) and not again:
@@ -96,7 +104,7 @@ def run_notebook(notebook: Path, out: Path, parameters: Mapping[str, Any], *, ag
         try:
             papermill.execute_notebook(
                 notebook, draft, dict(parameters), kernel_name="python3", progress_bar=False,
-                stderr_file=sys.stderr,  # the progress bars of the studies
+                kernel_manager_class=ThisPython, stderr_file=sys.stderr,  # the progress bars of the studies
             )  # fmt: skip
         except papermill.PapermillExecutionError as error:
             reason = " ".join(f"{error.ename}: {error.evalue}".split())

@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "experiment": ["Experiment", "run_benchmarks"],
         "generated": ["DiagnosisStudy", "Study", "WeakenedStudy", "WindowStudy", "generate"],
         "noised": ["KnownTruthStudy", "MaskedStudy"],
-        "parameters": ["check_selection"],
+        "parameters": ["check_selection", "read_list"],
         "relevance": ["RelevanceStudy", "relevance_for"],
         "results": ["load"],
     },

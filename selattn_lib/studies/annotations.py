@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-from ..concepts import read_lines
+from ..concepts import read_lines, read_text
 
 VOC_LABELS = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
@@ -40,7 +40,7 @@ def read_masks(source: str | Path, pictures: str | Path = "") -> Iterator[tuple[
     Raises
     ------
     ValueError
-        If `source` is neither, or a segmentation is of a kind that such files do not hold.
+        If `source` is neither, or an entry of a COCO file lacks something, a mask above all.
     ImportError
         If a COCO file is to be read without pycocotools.
 
@@ -59,21 +59,32 @@ def read_masks(source: str | Path, pictures: str | Path = "") -> Iterator[tuple[
 
 
 def _read_coco(source: Path, pictures: Path) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
-    content = json.loads(source.read_text(encoding="utf-8"))
+    content = json.loads(read_text(source))
     if missing := {"images", "annotations", "categories"} - set(content if isinstance(content, dict) else ()):
         raise ValueError(f"{source} has no {sorted(missing)}: expected a COCO file of instances")
-    words = {category["id"]: category["name"] for category in content["categories"]}
+    kinds = {"images": ("id", "file_name", "height", "width"), "annotations": ("image_id", "category_id")}
+    for kind, needed in {**kinds, "categories": ("id", "name")}.items():
+        for entry in content[kind]:
+            if missing := set(needed) - set(entry):
+                raise ValueError(f"{source}: {entry!r}, one of its {kind}, has no {sorted(missing)}")
+    # Numbers are written as text by some tools, in some places.
+    words = {str(category["id"]): category["name"] for category in content["categories"]}
     annotations = defaultdict(list)
     for annotation in content["annotations"]:
-        annotations[annotation["image_id"]].append(annotation)
+        if str(annotation["category_id"]) not in words:
+            raise ValueError(
+                f"{source}: annotation {annotation.get('id')} is of category {annotation['category_id']!r}: expected "
+                f"one of its categories, {', '.join(words)}; list it there"
+            )
+        annotations[str(annotation["image_id"])].append(annotation)
     for image in sorted(content["images"], key=lambda image: image["file_name"]):
         path = pictures / image["file_name"]
         if not path.resolve().is_relative_to(pictures.resolve()):
             raise ValueError(f"{source}: {image['file_name']!r} lies outside {pictures}, and is not read")
         masks: dict[str, np.ndarray] = {}
-        for annotation in annotations[image["id"]]:
-            mask = _coco_mask(source, annotation, image["height"], image["width"])
-            word = words[annotation["category_id"]]
+        for annotation in annotations[str(image["id"])]:
+            mask = _coco_mask(source, annotation, int(image["height"]), int(image["width"]))
+            word = words[str(annotation["category_id"])]
             masks[word] = masks[word] | mask if word in masks else mask
         yield path, masks
 
@@ -84,15 +95,28 @@ def _coco_mask(source: Path, annotation: dict[str, Any], height: int, width: int
         from pycocotools import mask as coco
     except ImportError as error:
         raise ImportError(f"{source} is a COCO file, which needs: pip install 'selattn_lib[coco]'") from error
-    segmentation = annotation["segmentation"]
+    if not (segmentation := annotation.get("segmentation")):
+        advice, box = "leave it out", annotation.get("bbox")
+        if isinstance(box, list) and len(box) == 4:
+            left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
+            corners = [[left, top, right, top, right, bottom, left, bottom]]
+            advice += f', or count its whole box: "segmentation": {corners}'
+        raise ValueError(
+            f"{source}: annotation {annotation.get('id')} has no segmentation, and so no mask: expected polygons or "
+            f"run lengths; {advice}"
+        )
     try:
         if isinstance(segmentation, dict):
             if list(segmentation["size"]) != [height, width]:
                 raise ValueError(f"run lengths of size {segmentation['size']} for a picture of {[height, width]}")
+            lengths = segmentation["counts"]
+            if isinstance(lengths, list) and sum(lengths) != height * width:
+                raise ValueError(f"run lengths of {sum(lengths)} pixels for a picture of {height * width}")
             compressed = isinstance(segmentation["counts"], str | bytes)
             lengths = segmentation if compressed else coco.frPyObjects(segmentation, height, width)
         else:
-            lengths = coco.merge(coco.frPyObjects(segmentation, height, width))
+            flat = all(isinstance(number, int | float) for number in segmentation)  # one polygon, without a list
+            lengths = coco.merge(coco.frPyObjects([segmentation] if flat else segmentation, height, width))
         return coco.decode(lengths).astype(bool)
     except Exception as error:  # of many types, from compiled code
         raise ValueError(
@@ -110,6 +134,21 @@ def _read_voc(folder: Path) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
         numbers = [int(number) for number in np.unique(classes) if 1 <= number <= len(labels)]
         masks = {labels[number - 1]: classes == number for number in numbers}
         yield folder / "JPEGImages" / f"{path.stem}.jpg", masks
+
+
+def open_picture(path: Path, shape: tuple[int, ...]) -> Image.Image:
+    """A picture in RGB, turned as its EXIF data say, since that is how annotation tools show it.
+
+    Raises ValueError if it has not the `shape` (y, x) of its masks.
+    """
+    with Image.open(path) as stored:
+        picture = ImageOps.exif_transpose(stored).convert("RGB")
+    if picture.size != shape[::-1]:
+        raise ValueError(
+            f"{path} has {picture.width} x {picture.height} pixels as it is shown, its masks {shape[1]} x {shape[0]}: "
+            "expected the same; save the picture as it was when the masks were drawn, without EXIF orientation"
+        )
+    return picture
 
 
 def centred_square(picture: Image.Image) -> Image.Image:

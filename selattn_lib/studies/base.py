@@ -25,7 +25,7 @@ from ..maps.head_maps import HeadMaps
 from ..models.pipelines import DEVICES, DTYPES, EMBEDDED, default_dtype, load_pipeline, model_source, pick_device
 from . import runner
 from .digests import model_digest
-from .parameters import read_literal
+from .parameters import read_list
 from .results import head_maps, with_device_names
 from .store import FORMAT
 
@@ -251,8 +251,8 @@ class ConceptStudy(HeadMapStudy):
     def _fill_words(cls, fields: dict[str, Any]) -> dict[str, Any]:
         concepts = concepts_of(str(fields.get("model", EMBEDDED)), fields.get("concepts") or "")
         concept = check_concept(fields.get("concept", "Animals"), concepts)
-        words = read_literal(fields.get("words")) or benchmark_words(concept, concepts)
-        return {**fields, "words": (words,) if isinstance(words, str) else tuple(words)}
+        words = read_list("words", fields.get("words")) or benchmark_words(concept, concepts)
+        return {**fields, "words": tuple(words)}
 
 
 def stored_precision(maps: xr.Dataset) -> xr.Dataset:

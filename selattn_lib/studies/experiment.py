@@ -141,6 +141,7 @@ def experiment(
     heads: Any,
     thresholds: Any,
     *,
+    several: bool = False,
     hrv: str = "",
     images: int = 80,
     scenes: int = 100,
@@ -153,7 +154,7 @@ def experiment(
     ----------
     study : Study
         The images to generate; its model, steps, data type and batch are those of all that is run.
-    heads, thresholds
+    heads, thresholds, several
         As for `check_selection`.
     hrv, images
         Saved head relevance to use, or the number of images to measure it on: as for `relevance_for`.
@@ -177,7 +178,7 @@ def experiment(
     >>> len(chapter.top), sorted(chapter.benchmarks)
     (30, ['generated', 'known truth'])
     """
-    heads, thresholds = check_selection(heads, thresholds, study.model)
+    heads, thresholds = check_selection(heads, thresholds, study.model, several=several)
     studies = _benchmark_studies(study, scenes, masks, pictures)
     settings = {"concepts": study.concepts, "steps": study.steps, "dtype": study.dtype, "batch": study.batch}
     relevance = relevance_for(study.model, hrv, images=images, **settings)

@@ -18,6 +18,7 @@ from ..models.pipelines import EMBEDDED, model_source, pick_device, unet_layout
 from ..models.segmenters import Segmenter, check_segmenter, load_segmenter
 from .base import ConceptStudy, HeadMapStudy, pixels_variable, stored_precision
 from .digests import folder_digest
+from .parameters import read_list
 
 
 class GeneratedStudy(HeadMapStudy):
@@ -240,6 +241,11 @@ class DiagnosisStudy(GeneratedStudy):
     word: str = "mouse"
     meanings: tuple[str, ...] = ("Animals", "Electronics")
     concepts: dict[str, tuple[str, ...]] = Field(default={}, repr=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_meanings(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        return {**fields, "meanings": read_list("meanings", fields["meanings"])} if "meanings" in fields else fields
 
     @model_validator(mode="after")
     def _check_meanings(self) -> Self:

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from ..attention.capture import capture
 from ..emoji.scenes import HELD_OUT, compose
-from .annotations import centred_square, read_masks
+from .annotations import centred_square, open_picture, read_masks
 from .base import ConceptStudy, HeadMapStudy, pixels_variable, stored_precision
 from .digests import file_digest, files_digest
 
@@ -141,11 +141,12 @@ class KnownTruthStudy(NoisedStudy, ConceptStudy):
 
 
 class MaskedPicture(NamedTuple):
-    """A picture's file, a word, and the word's mask (y, x) bool in the centred square."""
+    """A picture's file, a word, the word's mask (y, x) bool in the centred square, and the whole picture's (y, x)."""
 
     path: Path
     word: str
     mask: np.ndarray
+    shape: tuple[int, ...]
 
 
 class MaskedStudy(NoisedStudy):
@@ -159,7 +160,8 @@ class MaskedStudy(NoisedStudy):
     Parameters
     ----------
     source, pictures : path
-        As for `read_masks`; the centred square of each picture counts.
+        As for `read_masks`; the centred square of each picture counts, turned as its EXIF data say, since that is how
+        annotation tools show it.
     words : sequence of str
         By default all that occur.
     per_word : int
@@ -180,7 +182,8 @@ class MaskedStudy(NoisedStudy):
     Raises
     ------
     ValueError
-        If no picture counts, on what `read_masks` does not read, and on anything out of range.
+        If no picture counts, on a picture that has not its masks' size, on what `read_masks` does not read, and on
+        anything out of range.
 
     Examples
     --------
@@ -230,14 +233,14 @@ class MaskedStudy(NoisedStudy):
 
     def decisive(self) -> dict[str, Any]:
         digest = hashlib.sha256()
-        for path, word, mask in self.masked_pictures:
-            digest.update(f"{path.name} {file_digest(path)} {word} {mask.shape} ".encode() + mask.tobytes())
+        for path, word, mask, shape in self.masked_pictures:
+            digest.update(f"{path.name} {file_digest(path)} {word} {shape} ".encode() + mask.tobytes())
         return {**super().decisive(), "content": digest.hexdigest()}
 
     def units(self) -> list[dict[str, Any]]:
         return [
             {"prompt": self.template.format(word=word), "subject": word, "seed": number, "picture": path.name}
-            for number, (path, word, _) in enumerate(self.masked_pictures)
+            for number, (path, word, *_) in enumerate(self.masked_pictures)
         ]
 
     @cached_property
@@ -251,10 +254,8 @@ class MaskedStudy(NoisedStudy):
 
     def examples(self, units: Sequence[int]) -> list[tuple[Image.Image, np.ndarray]]:
         size, examples, chosen = (self.side, self.side), [], self.masked_pictures
-        for path, _, mask in (chosen[number] for number in units):
-            picture = centred_square(Image.open(path).convert("RGB"))
-            if picture.size != mask.shape:
-                raise ValueError(f"{path} is a square of {picture.size} pixels in the middle, its mask of {mask.shape}")
+        for path, _, mask, shape in (chosen[number] for number in units):
+            picture = centred_square(open_picture(path, shape))
             resized = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
             examples.append((picture.resize(size, Image.Resampling.BICUBIC), np.asarray(resized)))
         return examples
@@ -274,7 +275,8 @@ def _choose(
             square = np.asarray(centred_square(Image.fromarray(mask)))
             if min_area <= square.mean() <= max_area:
                 times[word] = times.get(word, 0) + 1
-                chosen.append(MaskedPicture(path, word, square))
+                open_picture(path, mask.shape)
+                chosen.append(MaskedPicture(path, word, square, mask.shape))
         if words and min(times.values()) >= per_word:
             break
     return tuple(chosen)

@@ -6,23 +6,79 @@ from typing import Any
 from ..models.heads import cross_attention_heads
 from ..models.pipelines import unet_layout
 
+EXPECTED = {
+    str: "texts, such as ['bear', 'cat']",
+    int: "whole numbers, such as [20, 30]",
+    float: "numbers, such as [0.3, 0.4]",
+}
 
-def check_selection(heads: Any, thresholds: Any, model: str) -> tuple[Any, list[float]]:
+
+def read_list(name: str, value: Any, kind: type = str, *, least: int = 0, each: int = 0) -> list[Any]:
+    """A parameter that is a list, in any form in which it may be given.
+
+    Parameters
+    ----------
+    name : str
+        Of the parameter, for the error.
+    value
+        A list or tuple, a single entry, or the text of one of these, as papermill's `-p` hands it over: Python, JSON,
+        or just entries with commas between them. Empty texts and None are lists of nothing.
+    kind : type
+        Of the entries: str, int or float.
+    least : int
+        How many entries there have to be.
+    each : int
+        If not 0: each entry is itself a list of so many of that kind.
+
+    Returns
+    -------
+    list
+
+    Raises
+    ------
+    ValueError
+        On anything else, naming what was expected.
+
+    Examples
+    --------
+    >>> read_list("words", "bear, oak tree"), read_list("words", '["bear"]'), read_list("heads", "20, 30", int)
+    (['bear', 'oak tree'], ['bear'], [20, 30])
+    """
+    given = read_literal(value)
+    if isinstance(given, str):  # words without quotes
+        given = [part.strip(" '\"") for part in given.strip().strip("[]()").split(",")]
+        given = [part for part in given if part]
+    entries = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+    if kind is not str and not each:
+        entries = [read_literal(entry) for entry in entries]
+    groups = entries if each else [entries]
+    right = all(isinstance(group, list | tuple) and len(group) == (each or len(entries)) for group in groups)
+    kinds = (int, float) if kind is float else kind
+    right = right and all(isinstance(e, kinds) and not isinstance(e, bool) for group in groups for e in group)
+    if not right or len(entries) < least:
+        lists = f"lists of {each} " * bool(each)
+        number = f"{least} or more " * (least > 1)
+        raise ValueError(f"{name}={value!r}: expected {number}{lists}{EXPECTED[kind]}")
+    return entries
+
+
+def check_selection(heads: Any, thresholds: Any, model: str, *, several: bool = False) -> tuple[Any, list[float]]:
     """Numbers of heads and thresholds as they will be used.
 
     Parameters
     ----------
     heads : int, list of int or str
-        Numbers of heads to average, from 1 to the model's number of heads; papermill's `-p heads "[20, 30]"` arrives as
-        text, which is read.
+        How many heads to average, from 1 to the model's number of heads; as for `read_list`.
     thresholds : float, list of float or str
-        Each strictly between 0 and 1.
+        Each strictly between 0 and 1; as for `read_list`.
     model : str
         As for `load_pipeline`.
+    several : bool
+        Whether there may be several numbers of heads.
 
     Returns
     -------
-    (int or list of int, list of float)
+    (int, list of float), or with `several` (list of int, list of float)
 
     Raises
     ------
@@ -33,16 +89,18 @@ def check_selection(heads: Any, thresholds: Any, model: str) -> tuple[Any, list[
     --------
     >>> check_selection(30, "[0.3, 0.4]", "sd14")
     (30, [0.3, 0.4])
+    >>> check_selection("20, 30", 0.4, "sd14", several=True)
+    ([20, 30], [0.4])
     """
-    heads, thresholds = read_literal(heads), read_literal(thresholds)
+    counts, values = read_list("heads", heads, int, least=1), read_list("thresholds", thresholds, float, least=1)
     n_heads = len(cross_attention_heads(unet_layout(model)))
-    for count in heads if isinstance(heads, list) and heads else [heads]:
-        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= n_heads:
-            raise ValueError(f"heads={heads!r}: expected whole numbers from 1 to {n_heads}, the heads of {model}")
-    values = thresholds if isinstance(thresholds, list | tuple) else [thresholds]
-    if not values or not all(isinstance(t, int | float) and 0 < t < 1 for t in values):
+    if not all(1 <= count <= n_heads for count in counts):
+        raise ValueError(f"heads={heads!r}: expected whole numbers from 1 to {n_heads}, the heads of {model}")
+    if len(counts) > 1 and not several:
+        raise ValueError(f"heads={heads!r}: expected one number of heads here, such as {counts[0]}")
+    if not all(0 < value < 1 for value in values):
         raise ValueError(f"thresholds={thresholds!r}: expected numbers between 0 and 1, such as [0.3, 0.4, 0.5]")
-    return heads, list(values)
+    return counts if several else counts[0], values
 
 
 def read_literal(value: Any) -> Any:

@@ -130,7 +130,7 @@ def relevance_for(model: str, hrv: str | Path = "", **settings: Any) -> HeadRele
     """
     if not hrv:
         return RelevanceStudy(model=model, **settings).run()
-    relevance, heads = load_hrv(hrv), cross_attention_heads(unet_layout(model)).names
+    relevance, heads = load_hrv(str(hrv)), cross_attention_heads(unet_layout(model)).names
     if (names := relevance.scores["head"].values.tolist()) != heads:
         raise ValueError(
             f"hrv={str(hrv)!r} is about {len(names)} heads, {names[0]!r} to {names[-1]!r}; {model} has {len(heads)}, "

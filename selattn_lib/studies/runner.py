@@ -47,6 +47,8 @@ def run(job: Job, workers: Any = None, bar: tqdm | None = None) -> xr.Dataset:
     MemoryError if a single unit does not fit.
     """
     workers = workers_wanted(workers)
+    if job.folder.exists() and not os.access(job.folder, os.W_OK):
+        return _finished(job)
     job.folder.mkdir(parents=True, exist_ok=True)
     with _lock(job.folder):
         try:
@@ -56,6 +58,18 @@ def run(job: Job, workers: Any = None, bar: tqdm | None = None) -> xr.Dataset:
                 raise
             text = f"the disk of {job.folder} is full; what is computed is kept: free some space, then run again"
             raise OSError(errno.ENOSPC, text) from error
+
+
+def _finished(job: Job) -> xr.Dataset:
+    """What is in a folder that may only be read; PermissionError if something is missing."""
+    if (job.folder / "data.zarr").exists():
+        store = Store(job.folder, job.size, read_only=True)
+        if all(map(store.is_complete, range(job.size))):
+            return store.open()
+    raise PermissionError(
+        f"{job.folder} may only be read, and its results are not all there: copy it into a folder that may be written "
+        "to, and set SELATTN_RUNS to that"
+    )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from voc import voc
 
-from selattn_lib.studies.annotations import centred_square, read_masks
+from selattn_lib.studies.annotations import centred_square, open_picture, read_masks
 
 
 def coco(folder: Path, annotations: list[dict[str, Any]], **changes: Any) -> Path:
@@ -97,3 +97,66 @@ def test_the_centred_square() -> None:
     picture[:, 10:30] = 255
     square = np.asarray(centred_square(Image.fromarray(picture)))
     assert square.shape == (20, 20) and (square == 255).all()
+
+
+SQUARE = [10, 5, 20, 5, 20, 15, 10, 15]
+
+
+@pytest.mark.parametrize(
+    "how", ["flat polygon", "ids of pictures as text", "ids of categories as text", "mark", "sizes as text"]
+)
+def test_coco_as_annotation_tools_write_it(tmp_path: Path, how: str) -> None:
+    annotation, changes = bear([SQUARE]), {}
+    if how == "flat polygon":
+        annotation["segmentation"] = SQUARE
+    elif how == "ids of pictures as text":
+        annotation["image_id"] = "7"
+    elif how == "ids of categories as text":
+        changes["categories"] = [{"id": "3", "name": "bear"}]
+    elif how == "sizes as text":
+        changes["images"] = [{"id": 7, "file_name": "b.jpg", "height": "20", "width": "40"}]
+    path = coco(tmp_path, [annotation], **changes)
+    if how == "mark":
+        path.write_bytes(path.read_text().encode("utf-8-sig"))
+    *_, (_, masks) = read_masks(path)
+    expected = np.zeros((20, 40), bool)
+    expected[5:15, 10:20] = True
+    np.testing.assert_array_equal(masks["bear"], expected)
+
+
+@pytest.mark.parametrize("segmentation", [None, [], {}])
+def test_coco_boxes_are_no_masks_and_the_way_out_works(tmp_path: Path, segmentation: Any) -> None:
+    box = {"bbox": [10, 5, 10, 10], "id": 4}
+    with pytest.raises(
+        ValueError, match="annotation 4 has no segmentation, and so no mask: .*leave it out, or"
+    ) as error:
+        list(read_masks(coco(tmp_path, [bear(segmentation) | box])))
+    said = json.loads("{" + str(error.value).partition("whole box: ")[2] + "}")
+    *_, (_, masks) = read_masks(coco(tmp_path, [bear(None) | box | said]))
+    assert masks["bear"].sum() == 100 and masks["bear"][5:15, 10:20].all()
+    with pytest.raises(ValueError, match="annotation 1 has no segmentation.*; leave it out$"):
+        list(read_masks(coco(tmp_path, [bear(segmentation)])))
+
+
+def test_coco_that_lacks_something_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="annotation 1 is of category 9: expected one of its categories, 3, 5"):
+        list(read_masks(coco(tmp_path, [bear([SQUARE]) | {"category_id": 9}])))
+    with pytest.raises(ValueError, match=r"one of its images, has no \['height', 'width'\]"):
+        list(read_masks(coco(tmp_path, [], images=[{"id": 7, "file_name": "b.jpg"}])))
+    with pytest.raises(ValueError, match="cannot be read .run lengths of 150 pixels for a picture of 800"):
+        list(read_masks(coco(tmp_path, [bear({"counts": [100, 50], "size": [20, 40]})])))
+
+
+@pytest.mark.parametrize("orientation, quarters", [(1, 0), (3, 2), (6, 1), (8, 3)])
+def test_a_picture_is_turned_as_its_exif_data_say(tmp_path: Path, orientation: int, quarters: int) -> None:
+    """Whatever way the camera was held, the red corner is where it is seen."""
+    shown = np.full((20, 40, 3), 255, np.uint8)
+    shown[:8, :8] = (255, 0, 0)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(np.rot90(shown, quarters))).save(tmp_path / "p.png", exif=exif)
+    np.testing.assert_array_equal(np.asarray(open_picture(tmp_path / "p.png", (20, 40))), shown)
+    with pytest.raises(
+        ValueError, match="p.png has 40 x 20 pixels as it is shown, its masks 20 x 40: expected the same"
+    ):
+        open_picture(tmp_path / "p.png", (40, 20))

@@ -334,7 +334,7 @@ def test_batches_of_two_sizes_need_two_blocks(tiny_pipe):
         with pytest.raises(ValueError, match="one `with` block for each batch"):
             with capture(tiny_pipe, ["bear"], prompt="a bear"):
                 tiny_pipe.unet(torch.randn(1, 4, 16, 16), 10, embeddings)
-                tiny_pipe.unet(torch.randn(1, 4, 8, 8), 10, embeddings)
+                tiny_pipe.unet(torch.randn(1, 4, 8, 8), 5, embeddings)
 
 
 def test_a_word_is_found_whole_in_any_case_and_as_its_nth_occurrence(tiny_pipe):

@@ -4,11 +4,14 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.kernelspec import KernelSpecManager
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from papermill.engines import NBClientEngine, papermill_engines
 
 from selattn_lib import cli
 from selattn_lib.publishing import notebooks
@@ -266,3 +269,23 @@ def test_a_missing_notebook_is_one_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"{missing} does not exist" in capsys.readouterr().err
     assert cli.main(["book", "--notebooks", str(tmp_path)]) == 1
     assert "no notebook in" in capsys.readouterr().err
+
+
+def test_a_kernel_that_another_environment_left_behind_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor one that the user's settings prefer: notebooks run in the Python that runs them."""
+    stale = {"argv": ["/usr/bin/false", "-f", "{connection_file}"], "display_name": "old", "language": "python"}
+    (folder := tmp_path / "kernels" / "python3").mkdir(parents=True)
+    (folder / "kernel.json").write_text(json.dumps(stale))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
+    assert KernelSpecManager().get_kernel_spec("python3").argv[0] == "/usr/bin/false"
+    one = papermill_engines.get_engine(None)
+    papermill_engines.register(None, NBClientEngine)
+    try:
+        notebook = write_notebook(tmp_path / "in" / "a.ipynb", "heads = 30", "import sys; print(sys.executable)")
+        assert cli.main(["run", str(notebook), "--out", str(tmp_path)]) == 0
+    finally:
+        papermill_engines.register(None, one)
+    assert nbformat.read(tmp_path / "a.ipynb", as_version=4).cells[-1].outputs[0].text == f"{sys.executable}\n"

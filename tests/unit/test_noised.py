@@ -1,5 +1,6 @@
 """Studies without sampling: composed scenes and pictures of one's own, each in the model's number format and place."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +113,34 @@ def test_each_in_the_models_own_number_format_device_and_offload(
     assert loaded == [{"dtype": torch.float32, "revision": exact.revision, "offload": True}]
 
 
+def test_a_turned_picture_and_its_upright_mask_meet_and_a_cropped_one_is_refused(runs: Path) -> None:
+    """A crop whose centred square is as large as before would be taken for the whole."""
+    picture = np.full((160, 120, 3), 255, np.uint8)
+    picture[90:130, 20:60] = (255, 0, 0)
+    corners = [20, 90, 60, 90, 60, 130, 20, 130]
+    coco = {
+        "images": [{"id": 1, "file_name": "p.png", "width": 120, "height": 160}],
+        "categories": [{"id": 1, "name": "bear"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "segmentation": [corners]}],
+    }
+    (runs / "a.json").write_text(json.dumps(coco))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.ascontiguousarray(np.rot90(picture))).save(runs / "p.png", exif=exif)
+    study = MaskedStudy(source=runs / "a.json", pixels=120)
+    [(seen, mask)] = study.examples([0])
+    assert (mask == (np.asarray(seen)[..., 1] < 100)).all() and mask.any()
+    for change in (picture[10:], picture[:, :100], picture.repeat(2, 0).repeat(2, 1)):
+        Image.fromarray(np.ascontiguousarray(change)).save(runs / "p.png")
+        (runs / "a.json").write_text(json.dumps(coco | {"info": change.shape}))  # as of another day
+        with pytest.raises(ValueError, match="p.png has .* pixels as it is shown, its masks 120 x 160"):
+            MaskedStudy(source=runs / "a.json", pixels=120)
+
+
 def test_a_mask_of_another_size_than_its_picture_is_refused(runs: Path) -> None:
     study = MaskedStudy(source=voc(runs, 1), min_area=0, max_area=1)
     Image.new("RGB", (100, 100)).save(runs / "JPEGImages" / "0.jpg")
-    with pytest.raises(ValueError, match="0.jpg is a square of .*100, 100.* pixels in the middle, its mask of"):
+    with pytest.raises(ValueError, match="0.jpg has 100 x 100 pixels as it is shown, its masks 192 x 128"):
         study.run()
 
 

@@ -1,11 +1,18 @@
-"""Selections of heads and thresholds, as papermill and the command line hand them over."""
+"""Parameters as papermill and the command line hand them over, alone and in every notebook."""
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import nbformat
 import pytest
 from tiny_families import build_sdxl
 
-from selattn_lib.studies.parameters import check_selection
+from selattn_lib.studies.base import StudyBase
+from selattn_lib.studies.generated import DiagnosisStudy, Study
+from selattn_lib.studies.parameters import check_selection, read_list
+
+NOTEBOOKS = {path.stem[:2]: path for path in (Path(__file__).parents[2] / "notebooks").glob("*.ipynb")}
 
 
 @pytest.mark.parametrize("heads, thresholds", [(0, [0.5]), (129, [0.5]), (True, [0.5]), (30, [1.5]), (30, [])])
@@ -16,6 +23,115 @@ def test_a_bad_selection_is_refused(heads: int, thresholds: list[float]) -> None
 
 def test_heads_are_counted_on_the_model(tmp_path: Path) -> None:
     build_sdxl().save_pretrained(tmp_path / "sdxl")
-    assert check_selection([1300, 20], "[0.5]", str(tmp_path / "sdxl")) == ([1300, 20], [0.5])
+    model = str(tmp_path / "sdxl")
+    assert check_selection([1300, 20], "[0.5]", model, several=True) == ([1300, 20], [0.5])
     with pytest.raises(ValueError, match="heads=1301: expected whole numbers from 1 to 1300, the heads of .*sdxl"):
-        check_selection(1301, [0.5], str(tmp_path / "sdxl"))
+        check_selection(1301, [0.5], model)
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["bear, cat", "[bear, cat]", "['bear', 'cat']", '["bear", "cat"]', "('bear', 'cat')", "'bear', 'cat'", "bear,cat,",
+     ["bear", "cat"], ("bear", "cat")],
+)  # fmt: skip
+def test_words_in_any_form(given: Any) -> None:
+    assert read_list("words", given) == ["bear", "cat"] and Study(words=given).words == ("bear", "cat")
+
+
+@pytest.mark.parametrize("given", ["", "[]", "()", None, [], ()])
+def test_no_words_in_any_form(given: Any) -> None:
+    assert read_list("words", given) == [] and len(Study(words=given).words) == 10
+
+
+def test_a_single_entry_and_numbers_as_text() -> None:
+    assert read_list("words", "oak tree") == ["oak tree"] and read_list("words", "['7']") == ["7"]
+    for given in ("20, 30", "[20, 30]", '["20", "30"]', (20, 30), ["20", 30]):
+        assert read_list("heads", given, int) == [20, 30]
+    assert read_list("thresholds", "0.4", float) == [0.4] == read_list("thresholds", ["0.4"], float)
+    assert DiagnosisStudy(meanings="['Animals', 'Vehicles']").meanings == ("Animals", "Vehicles")
+
+
+@pytest.mark.parametrize(
+    "given, settings, said",
+    [
+        (7, {}, r"words=7: expected texts, such as \['bear', 'cat'\]"),
+        ("[bear, 7, ['cat']]", {"kind": int}, "expected whole numbers"),
+        ([True], {"kind": int}, "expected whole numbers"),
+        ("20.5", {"kind": int}, "words='20.5': expected whole numbers"),
+        ("half", {"kind": float}, "expected numbers, such as"),
+        ({"bear": 1}, {}, "expected texts"),
+        ("bear", {"least": 2}, "words='bear': expected 2 or more texts"),
+        ("mouse, bat", {"each": 4}, "expected lists of 4 texts"),
+        ([["mouse", "a mouse", "Animals"]], {"each": 4}, "expected lists of 4 texts"),
+    ],
+)
+def test_what_is_no_such_list_is_refused(given: Any, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        read_list("words", given, **settings)
+
+
+class Computed(Exception):
+    """A study was asked for its results."""
+
+
+@cache
+def code_cells(notebook: str) -> list[Any]:
+    return [cell for cell in nbformat.read(NOTEBOOKS[notebook], as_version=4).cells if cell.cell_type == "code"]
+
+
+def settle(notebook: str, monkeypatch: pytest.MonkeyPatch, **parameters: Any) -> None:
+    """Run a notebook's cells with these parameters up to where the first result is asked for."""
+
+    def compute(study: StudyBase, *args: Any) -> None:
+        raise Computed
+
+    monkeypatch.setattr(StudyBase, "load_or_compute", compute)
+    cells = code_cells(notebook)
+    [first] = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
+    names: dict[str, Any] = {}
+    exec(cells[first].source, names)
+    assert parameters.keys() <= names.keys()
+    names |= parameters
+    for cell in cells[first + 1 :]:
+        exec(cell.source, names)
+
+
+ONE_NUMBER = ("00", "01", "02", "03", "04", "07", "08", "09", "10", "12", "13")
+CASE = "[['mouse', 'A mouse on the desk', 'Animals', 'Electronics']]"
+RIGHT = [
+    *((notebook, {"heads": "20"}) for notebook in ONE_NUMBER[1:]),
+    *((notebook, {"thresholds": "0.3, 0.5"}) for notebook in ("02", "03", "05", "07", "12")),
+    *((notebook, {"threshold": "0.5"}) for notebook in ("04", "08", "09", "10", "13")),
+    *((notebook, {"words": "bear, cat"}) for notebook in ("02", "03", "05")),
+    *((notebook, {"heads": heads}) for notebook in ("05", "11") for heads in (30, "20, 30", "[20, 30]")),
+    *((notebook, {"concepts": "['Animals', 'Plants']"}) for notebook in ("04", "09")),
+    ("01", {"examples": "['bear', 'cat']"}),
+    ("10", {"cases": CASE}),
+]
+WRONG = [
+    *((notebook, {"heads": "[20, 30]"}, "heads=.* one number") for notebook in ONE_NUMBER),
+    *((notebook, {"heads": "few"}, "heads='few'") for notebook in (*ONE_NUMBER, "05", "11")),
+    *((notebook, {"thresholds": "[3, 5]"}, "between 0 and 1") for notebook in ("02", "03", "05", "07", "12")),
+    *((notebook, {"threshold": "[0.3, 0.4]"}, "thresholds=") for notebook in ("04", "08", "09", "10", "13")),
+    *((notebook, {"words": 7}, "words=7") for notebook in ("02", "03", "05")),
+    *((notebook, {"concepts": "Animals"}, "concepts='Animals': expected 2 or more") for notebook in ("04", "09")),
+    *((notebook, {"concepts": "Animals, Nosuch"}, "no concept 'Nosuch'") for notebook in ("04", "09")),
+    ("01", {"examples": 7}, "examples=7"),
+    ("10", {"cases": "mouse, bat"}, "cases='mouse, bat': expected lists of 4"),
+    ("10", {"cases": CASE[:-1] + ", ['bat', 'a bat', 'Animals', 'Nosuch']]"}, "no concept 'Nosuch'"),
+]
+
+
+@pytest.mark.parametrize("notebook, parameters", RIGHT)
+def test_every_list_of_every_notebook_is_read(notebook, parameters, monkeypatch) -> None:
+    with pytest.raises(Computed):
+        settle(notebook, monkeypatch, **parameters)
+
+
+@pytest.mark.parametrize("notebook, parameters, said", WRONG)
+def test_every_list_of_every_notebook_is_refused_before_anything_is_computed(
+    notebook, parameters, said, monkeypatch
+) -> None:
+    with pytest.raises(ValueError, match=said) as error:
+        settle(notebook, monkeypatch, **parameters)
+    assert "\n" not in str(error.value)

@@ -7,7 +7,7 @@ import pytest
 import tiny_families
 import torch
 from attention_truth import assert_captured, attention_seen
-from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from tiny_sd import build_pipeline, count_hooks, generate
 
 from selattn_lib.attention.capture import capture
@@ -55,14 +55,14 @@ class Reweighted(Full):
         return probabilities * (1 + 0.2 * (torch.arange(probabilities.shape[-1]) == 2))
 
 
-class Later(Replaced):
-    """Begins to replace in its sixth call."""
+class Between(Replaced):
+    """Replaces in its seventh call only."""
 
     calls = 0
 
     def change(self, probabilities):
         self.calls += 1
-        return super().change(probabilities) if self.calls > 5 else probabilities
+        return super().change(probabilities) if self.calls == 7 else probabilities
 
 
 class Masked(Full):
@@ -122,12 +122,18 @@ def test_what_attends_as_it_says_passes(tiny_pipe, kind):
     assert_captured(maps, seen, [1], [[2]])
 
 
-@pytest.mark.parametrize("kind", [Replaced, Reweighted, Masked, Later])
+def test_attention_that_is_not_finite_is_said_to_be_so(tiny_pipe):
+    with processors(tiny_pipe, lambda layer: Full()):
+        with pytest.raises(ValueError, match="is NaN or infinite in call 1"), capture(tiny_pipe, ["bear"]):
+            generate(tiny_pipe, PROMPT, latents=torch.full((1, 4, 16, 16), torch.nan))
+
+
+@pytest.mark.parametrize("kind", [Replaced, Reweighted, Masked, Between])
 def test_what_attends_otherwise_is_refused_by_name(tiny_pipe, kind):
     with processors(tiny_pipe, lambda layer: kind()):
         with pytest.raises(ValueError, match=rf"{kind.__name__}\) does not draw with softmax.*verify=False"):
             with capture(tiny_pipe, ["bear"]):
-                generate(tiny_pipe, PROMPT, steps=16, height=64, width=64)
+                generate(tiny_pipe, PROMPT, steps=8, height=64, width=64)
         assert count_hooks(tiny_pipe) == 0
         with capture(tiny_pipe, ["bear"], verify=False) as maps:
             generate(tiny_pipe, PROMPT, steps=1)
@@ -151,6 +157,43 @@ def test_a_class_or_a_layer_whose_parts_were_replaced_is_not_known(tiny_pipe, mo
         patch.setattr(AttnProcessor2_0, "__call__", Replaced.__call__)
         assert not is_exact(layer)
     assert is_exact(layer)
+
+
+def test_a_class_whose_parts_were_replaced_is_not_known(tiny_pipe, monkeypatch):
+    """For all layers at once, as packages do that want no processors of their own."""
+    scores = Attention.get_attention_scores
+    layer = tiny_pipe.unet.get_submodule(FIRST)
+    monkeypatch.setattr(Attention, "get_attention_scores", lambda *args: scores(*args) ** 2)
+    assert not is_exact(layer)
+    with processors(tiny_pipe, lambda layer: AttnProcessor()), capture(tiny_pipe, ["bear"]):
+        with pytest.raises(ValueError, match=rf"{FIRST} \(AttnProcessor\) does not draw with softmax"):
+            generate(tiny_pipe, PROMPT)
+        monkeypatch.undo()
+        generate(tiny_pipe, PROMPT)
+
+
+@pytest.mark.parametrize("calls", [1, 7])
+def test_attention_that_was_replaced_under_known_processors(tiny_pipe, monkeypatch, calls):
+    """From the first call on, or later; what attends as PyTorch does passes."""
+    attend, begins = torch.nn.functional.scaled_dot_product_attention, calls
+    seen = []
+    hook = tiny_pipe.unet.register_forward_pre_hook(lambda *_: seen.append(len(seen)))
+
+    def sharper(query, key, value, **settings):
+        return attend(1.2 * query if len(seen) >= begins else query, key, value, **settings)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", sharper)
+    try:
+        with pytest.raises(ValueError, match=rf"{FIRST} \(AttnProcessor2_0\) does not draw with softmax"):
+            with capture(tiny_pipe, ["bear"]):
+                generate(tiny_pipe, PROMPT, steps=8, height=64, width=64)
+        assert len(seen) == calls
+        begins = 100
+        with capture(tiny_pipe, ["bear"]) as maps:
+            generate(tiny_pipe, PROMPT, height=64, width=64)
+        assert maps.head_maps().n_images == 1
+    finally:
+        hook.remove()
 
 
 def test_a_forward_that_was_replaced_is_proven(tiny_pipe):

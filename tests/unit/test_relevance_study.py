@@ -48,6 +48,16 @@ def test_prompts_of_ones_own(runs: Path) -> None:
         RelevanceStudy(classes=str(runs / "empty.txt"))
 
 
+def test_the_name_of_saved_relevance_may_be_a_number(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """papermill hands `-p hrv 2024` over as a number."""
+    monkeypatch.chdir(runs)
+    names = load_hrv("emoji-sd").scores["head"].values
+    Path("2024").mkdir()
+    np.save("2024/hrv.npy", np.ones((34, 128), np.float32))
+    np.save("2024/names.npy", names)
+    assert relevance_for("emoji-sd", 2024).scores.shape == (34, 128)  # type: ignore[arg-type]
+
+
 def test_head_relevance_of_another_model_is_refused(runs: Path) -> None:
     names = [f"down, layer: {layer}, head: {head}" for layer in range(13) for head in range(100)]
     np.save(runs / "hrv.npy", np.ones((34, 1300), np.float32))

@@ -1,6 +1,7 @@
 """Whose attention is captured: the picture's, in all the ways in which people run a pipeline, or a refusal says why."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from unittest import mock
 
@@ -12,6 +13,7 @@ import tiny_sd
 import torch
 from attention_truth import assert_captured, attention_seen
 from diffusers.callbacks import SDCFGCutoffCallback
+from diffusers.models.attention_processor import PAGIdentitySelfAttnProcessor2_0
 from PIL import Image
 
 from selattn_lib.attention.capture import capture
@@ -35,6 +37,8 @@ def build(kind="sd", scheduler=None, channels=4, time_cond=None, **options):
         parts["unet"] = diffusers.UNet2DConditionModel.from_config(parts["unet"].config, **changed).eval()
     if "ControlNet" in kind:
         options["controlnet"] = diffusers.ControlNetModel.from_unet(parts["unet"])
+    if "Adapter" in kind:
+        options["adapter"] = diffusers.T2IAdapter(3, [16, 32, 32, 32], 1, downscale_factor=8).eval()
     options |= {"add_watermarker": False} if sdxl else {"requires_safety_checker": False}
     pipe = getattr(diffusers, kind)
     accepted = pipe.__init__.__code__.co_varnames
@@ -177,6 +181,9 @@ CAPTURED = {
     "a control network": (
         ("StableDiffusionControlNetPipeline",), lambda p: draw(p, image=torch.rand(1, 3, 64, 64)), [1], [[4]], None
     ),
+    "an adapter of sketches (T2I)": (
+        ("StableDiffusionAdapterPipeline",), lambda p: draw(p, image=torch.rand(1, 3, 64, 64)), [1], [[4]], None
+    ),
     "the same latents for two prompts": (
         ("sd",), lambda p: draw(p, [BEAR, DESK], latents=latents().repeat(2, 1, 1, 1)), [2, 3], [[4], [2]], None
     ),
@@ -225,6 +232,108 @@ def test_three_rows_a_picture_with_the_prompt_given():
         with attention_seen(pipe) as seen, capture(pipe, ["bear"], prompt=BEAR) as maps:
             loop(pipe, order, row)
         assert_captured(maps, seen, [row], [[4]])
+
+
+def test_copies_that_guidance_perturbs_in_a_loop_are_no_pictures():
+    """Perturbed attention without other guidance: the picture's row, and the same again for the perturbed layers."""
+    pipe = tiny_sd.build_pipeline()
+    pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.set_processor(PAGIdentitySelfAttnProcessor2_0())
+    bear = embedded(pipe, BEAR)
+    with pytest.raises(ValueError, match=r"2 rows of which 1 differ .* copies that guidance perturbs\? .*prompt=\["):
+        with capture(pipe, ["bear"]):
+            loop(pipe, [embedded(pipe, BEAR)] * 2, 0)
+    for prompt, rows in ((BEAR, [0]), ([BEAR], [0]), ([BEAR, BEAR], [0, 1])):
+        with attention_seen(pipe) as seen, capture(pipe, ["bear"], prompt=prompt) as maps:
+            loop(pipe, [bear, bear], 0)
+        assert_captured(maps, seen, rows, [[4]] * len(rows))
+
+
+@torch.no_grad()
+def with_reference(pipe, text, block=nullcontext):
+    """A loop of one's own that shows the network something else with the prompt before each step."""
+    x = latents()
+    pipe.scheduler.set_timesteps(4)
+    for t in pipe.scheduler.timesteps:
+        pipe.unet(x + 1, t, text)
+        with block():
+            noise = pipe.unet(x, t, text).sample
+        x = pipe.scheduler.step(noise, t, x).prev_sample
+
+
+def test_references_in_a_loop_are_refused_and_the_way_out_works():
+    pipe, blocks = build(), []
+    text = embedded(pipe, BEAR)
+    with pytest.raises(ValueError, match="is shown the prompt 2 times at timestep .*around each call that draws"):
+        with capture(pipe, ["bear"], prompt=BEAR):
+            with_reference(pipe, text)
+
+    @contextmanager
+    def block():
+        with capture(pipe, ["bear"], prompt=BEAR) as maps:
+            yield
+        blocks.append(maps)
+
+    with attention_seen(pipe) as seen:
+        with_reference(pipe, text, block)
+    assert len(blocks) == 5
+    for call, maps in enumerate(blocks):
+        assert_captured(maps, seen, [0], [[4]], [2 * call + 1])
+
+
+def test_a_layer_that_is_skipped_keeps_the_mean_of_the_calls_it_ran_in():
+    """As DeepCache does it: every second call of the network takes the deep blocks' outputs of the one before."""
+    pipe, calls = tiny_sd.build_pipeline(), []
+    pipe.unet.register_forward_pre_hook(lambda *_: calls.append(len(calls)))
+
+    def cache_output(block):
+        forward, kept = block.forward, []
+
+        def run(*args, **kwargs):
+            if calls[-1] % 2 == 0:
+                kept[:] = [forward(*args, **kwargs)]
+            return kept[0]
+
+        block.forward = run
+
+    for block in (*pipe.unet.down_blocks[1:], pipe.unet.mid_block, *pipe.unet.up_blocks[:-1]):
+        cache_output(block)
+    with attention_seen(pipe) as seen, capture(pipe, ["bear"]) as maps:
+        draw(pipe, steps=4)
+    assert {len(layer) for layer in seen} == {5, 3}
+    assert_captured(maps, seen, [1], [[4]])
+    with pytest.raises(RuntimeError, match="skip no layers"), capture(pipe, ["bear"], per_timestep=True) as maps:
+        draw(pipe, steps=4)
+        maps.head_maps()
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_edits_of_a_picture_that_was_inverted_before_the_block(mask):
+    """LEDITS++, also where a processor of its own makes masks of the attention."""
+    pipe = build("LEditsPPPipelineStableDiffusion", "DPMSolverMultistepScheduler")
+    pipe.scheduler = diffusers.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", solver_order=2)
+    pipe.invert(image=Image.new("RGB", (128, 128), "red"), num_inversion_steps=4, height=128, width=128)
+
+    def edit(*edits):
+        pipe(editing_prompt=[*edits], edit_guidance_scale=[5.0] * len(edits), edit_threshold=[0.7] * len(edits),
+             use_cross_attn_mask=mask, output_type="latent")  # fmt: skip
+
+    with attention_seen(pipe) as seen, capture(pipe, ["bear"]) as maps:
+        edit(BEAR)
+    assert_captured(maps, seen, [1], [[4]])
+    with pytest.raises(ValueError, match="same latents with .*: which of them is the prompt"):
+        with capture(pipe, ["bear"]):
+            edit("a cat", BEAR)
+    with attention_seen(pipe) as seen, capture(pipe, ["bear"], prompt=BEAR) as maps:
+        edit("a cat", BEAR)
+    assert_captured(maps, seen, [2], [[4]])
+
+
+def test_a_scheduler_that_needs_two_calls_a_timestep():
+    pipe = build("StableDiffusionPipeline", "HeunDiscreteScheduler")
+    with attention_seen(pipe) as seen, capture(pipe, ["bear"]) as maps:
+        loop(pipe, [embedded(pipe, ""), embedded(pipe, BEAR)], 1, steps=3)
+    assert len(seen[0]) == 5
+    assert_captured(maps, seen, [1], [[4]])
 
 
 @pytest.mark.parametrize("before", [False, True])
