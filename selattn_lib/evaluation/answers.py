@@ -141,6 +141,22 @@ def own_meanings(log_ratios: np.ndarray) -> str:
     )
 
 
+def own_meaning(ratios: xr.DataArray, own: Mapping[str, str]) -> str:
+    """Whether each meaning's heads fall on it more than other sets do, from `attention_on`; `own`, meaning -> the set
+    of its heads."""
+    sentences = []
+    for meaning, name in own.items():
+        of_set = {str(s): ratios.sel(heads=s, mask=meaning).values for s in ratios["heads"].values}
+        if not np.isfinite(of_set[name][0]):
+            sentences.append(f"{meaning} is in no picture")
+            continue
+        means = {s: Interval(*values[:3]) for s, values in of_set.items()}
+        others = ", ".join(f"{s} {interval}" for s, interval in means.items() if s != name)
+        most = "most" if name == max(means, key=lambda s: means[s].mean) else "not most"
+        sentences.append(f"on {meaning}, {name} fall {most}: {means[name]} ({others})")
+    return "; ".join(sentences)
+
+
 def detector(areas: Mapping[str, Interval]) -> str:
     """Whether the best of some detectors tells, from the areas under their ROC curves."""
     best = max(areas, key=lambda name: areas[name].mean)

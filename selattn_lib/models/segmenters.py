@@ -11,10 +11,13 @@ import transformers
 from PIL import Image
 
 from ..emoji.art import glyphs
-from ..emoji.segmenter import Prediction, load_weights
+from ..emoji.segmenter import CLASSES, SHARE, Prediction, load_weights
 from .pipelines import EMBEDDED, check_shards, explaining_load_errors, without_progress_bars
 
 SEGMENTERS = (EMBEDDED, "grounded-sam", "sam3")
+
+
+MEANINGS = {f"{word} ({concept})": number for number, (concept, word) in enumerate(CLASSES)}  # of the embedded world
 
 
 LOADING: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
@@ -116,20 +119,27 @@ class EmojiSegmenter:
     """A small U-Net that outlines and names the objects of the embedded world, trained on composed scenes.
 
     The mask of a word is where there is an object, likelier of the word's concept than of another; a word of several
-    concepts takes them all.
+    concepts takes them all. That of one meaning of a word, "mouse (Animals)", is where there is an object likelier
+    this one than any other; it is empty if it fills less than `SHARE` of all objects.
     """
 
     def __init__(self, device: str = "cpu") -> None:
         self.model = load_weights(device)
 
     def detect(self, images: Sequence[Image.Image], phrases: Sequence[str]) -> list[Detection]:
-        """The `Detection` of each phrase in its image; ValueError on a phrase that is no word and no concept."""
-        concepts = [concepts_of(phrase) for phrase in phrases]
-        return [self._detect(image, names) for image, names in zip(images, concepts, strict=True)]
+        """The `Detection` of each phrase in its image; ValueError on a phrase that is no word, meaning or concept."""
+        looked_for = [phrase if phrase in MEANINGS else concepts_of(phrase) for phrase in phrases]
+        return [self._detect(image, what) for image, what in zip(images, looked_for, strict=True)]
 
-    def _detect(self, image: Image.Image, concepts: list[str]) -> Detection:
+    def _detect(self, image: Image.Image, what: str | list[str]) -> Detection:
         prediction = Prediction(self.model, np.asarray(image.convert("RGB"))[None])
-        [mask], [score] = prediction.masks([concepts]), prediction.shares([concepts])
+        if isinstance(what, str):
+            number = MEANINGS[what]
+            [areas], [mask] = prediction.areas(), prediction.object_masks([CLASSES[number]])
+            score = areas[number] / max(areas.sum(), 1e-9)
+            mask &= score >= SHARE
+        else:
+            [mask], [score] = prediction.masks([what]), prediction.shares([what])
         return Detection(mask, bounding_box(mask), float(score), int(mask.any()))
 
 

@@ -15,7 +15,7 @@ from ..attention.scaling import scaled_heads
 from ..concepts import check_concept
 from ..models.heads import cross_attention_heads
 from ..models.pipelines import EMBEDDED, model_source, pick_device, unet_layout
-from ..models.segmenters import Segmenter, check_segmenter, load_segmenter
+from ..models.segmenters import MEANINGS, Segmenter, check_segmenter, load_segmenter
 from .base import ConceptStudy, HeadMapStudy, pixels_variable, stored_precision
 from .digests import folder_digest
 from .parameters import read_list
@@ -222,6 +222,10 @@ class DiagnosisStudy(GeneratedStudy):
         The word is one of the prompt's.
     meanings : sequence of str
         Two or more of `concepts`.
+    looked_for : sequence of str
+        What the segmenter looks for, a phrase for each meaning; by default the object itself on the embedded model,
+        "mouse (Animals)", elsewhere "mouse animal" and "computer mouse" for the mouse, and else the word and its
+        meaning, "bat sports equipment".
     concepts : path or mapping
         A YAML file of concepts, or such a table; by default the model's own (`concepts_of`).
     seeds : int
@@ -240,12 +244,19 @@ class DiagnosisStudy(GeneratedStudy):
     prompt: str = "A mouse and other office objects are on the desk"
     word: str = "mouse"
     meanings: tuple[str, ...] = ("Animals", "Electronics")
+    looked_for: tuple[str, ...] = ()
     concepts: dict[str, tuple[str, ...]] = Field(default={}, repr=False)
 
     @model_validator(mode="before")
     @classmethod
-    def _read_meanings(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        return {**fields, "meanings": read_list("meanings", fields["meanings"])} if "meanings" in fields else fields
+    def _fill_phrases(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        word, meanings, looked_for = (
+            fields.get(name, cls.model_fields[name].default) for name in ("word", "meanings", "looked_for")
+        )
+        meanings, looked_for = read_list("meanings", meanings), read_list("looked_for", looked_for)
+        default = EMBEDDED if fields.get("model", EMBEDDED) == EMBEDDED else ""
+        usual = [phrase_for(word, meaning, fields.get("segmenter") or default) for meaning in meanings]
+        return {**fields, "meanings": meanings, "looked_for": looked_for or usual}
 
     @model_validator(mode="after")
     def _check_meanings(self) -> Self:
@@ -253,13 +264,23 @@ class DiagnosisStudy(GeneratedStudy):
             check_concept(meaning, self.concepts)
         if self.word.lower() not in self.prompt.lower():
             raise ValueError(f"word {self.word!r} is not in the prompt {self.prompt!r}: expected one of its words")
+        if len(self.looked_for) != len(self.meanings):
+            raise ValueError(f"looked_for {list(self.looked_for)}: expected a phrase for each of {list(self.meanings)}")
         return self
 
     def units(self) -> list[dict[str, Any]]:
         return [{"prompt": self.prompt, "subject": self.word, "seed": seed} for seed in range(self.seeds)]
 
     def phrases(self, unit: dict[str, Any]) -> dict[str, str]:
-        return {f"truth_{meaning}": meaning for meaning in self.meanings}
+        return {f"truth_{meaning}": phrase for meaning, phrase in zip(self.meanings, self.looked_for, strict=True)}
+
+
+def phrase_for(word: str, meaning: str, segmenter: str) -> str:
+    """What a segmenter looks for as one meaning, a concept, of a word."""
+    if segmenter == EMBEDDED:
+        return f"{word.lower()} ({meaning})" if f"{word.lower()} ({meaning})" in MEANINGS else meaning
+    mice = {"Animals": "mouse animal", "Electronics": "computer mouse"}
+    return mice[meaning] if word.lower() == "mouse" and meaning in mice else f"{word} {meaning}".lower()
 
 
 def generate(

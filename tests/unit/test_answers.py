@@ -144,3 +144,13 @@ def test_what_is_left_of_a_concept():
     )
     assert score.endswith("the score of Vehicles in their pictures goes from 0.900 to 0.800.")
     assert paired_difference(of_words(0.1), of_words(0.2), of_words(0.1).subject).p == pytest.approx(2 / 2**6)
+
+
+def test_the_heads_of_a_meaning_fall_on_it_most_or_not():
+    coords = {"heads": ["all", "A", "T"], "mask": ["Animals", "Tools"], "statistic": ["mean", "low", "high", "images"]}
+    means = np.array([[1.5, np.nan], [2.0, np.nan], [1.2, np.nan]])[..., None] + [0, -0.1, 0.1, 8]
+    ratios = xr.DataArray(means, coords, ("heads", "mask", "statistic"))
+    sentence = answers.own_meaning(ratios, {"Animals": "A", "Tools": "T"})
+    assert sentence.startswith("on Animals, A fall most: 2.000 [1.900, 2.100] (all 1.500")
+    assert sentence.endswith("; Tools is in no picture")
+    assert "on Animals, T fall not most: 1.200" in answers.own_meaning(ratios, {"Animals": "T"})

@@ -133,8 +133,25 @@ def test_diagnosis_has_a_mask_for_each_meaning(model: Path) -> None:
     assert results.dataset["truth_Animals_outcome"].shape == (2,)
     with pytest.raises(ValueError, match="rat"):
         DiagnosisStudy(word="rat")
+    with pytest.raises(ValueError, match="looked_for .'mouse'.: expected a phrase for each of .'Animals', 'Elec"):
+        DiagnosisStudy(looked_for="mouse")
     with pytest.raises(ValueError, match="no concept 'Animals': expected one of Pets"):
         DiagnosisStudy(concepts={"Pets": ["dog"]})
+
+
+@pytest.mark.parametrize(
+    "settings, phrases",
+    [
+        ({}, ["mouse (Animals)", "mouse (Electronics)"]),
+        ({"meanings": ["Animals", "Vehicles"]}, ["mouse (Animals)", "Vehicles"]),
+        ({"segmenter": "sam3"}, ["mouse animal", "computer mouse"]),
+        ({"segmenter": "sam3", "prompt": "a bat", "word": "bat"}, ["bat animals", "bat electronics"]),
+        ({"segmenter": "sam3", "looked_for": "rodent, pointing device"}, ["rodent", "pointing device"]),
+    ],
+)
+def test_each_meaning_of_the_word_is_looked_for_by_a_phrase_of_its_own(settings: dict, phrases: list[str]) -> None:
+    study = DiagnosisStudy(**settings)
+    assert list(study.phrases({}).values()) == phrases
 
 
 class Fake:

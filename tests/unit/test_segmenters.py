@@ -10,6 +10,7 @@ from tiny_sam import tiny_grounded_sam, tiny_sam3
 
 from selattn_lib.emoji.scenes import HELD_OUT, Scene, compose
 from selattn_lib.emoji.segmenter import CLASSES, Prediction, load_weights
+from selattn_lib.evaluation.scores import iou
 from selattn_lib.models.segmenters import EmojiSegmenter, GroundedSAM, Sam3, bounding_box, load_segmenter
 
 
@@ -51,6 +52,16 @@ def test_the_score_of_the_embedded_segmenter_is_the_share_of_the_concept_in_all_
     assert found[0].score > 0.9 > 0.8 > found[2].score > 0.2 and found[3].score > 0.9
     nothing = found[1]
     assert nothing.detections == 0 and not nothing.mask.any() and np.isnan(nothing.box).all() and nothing.score < 0.1
+
+
+def test_one_meaning_of_a_word_is_the_object_itself_and_not_its_concept(emoji: EmojiSegmenter) -> None:
+    desk = scene(3, ("Animals", "mouse"), ("Electronics", "mouse"), ("Electronics", "laptop"))
+    phrases = ["mouse (Animals)", "mouse (Electronics)", "bat (Animals)"]
+    animal, device, bat = emoji.detect([Image.fromarray(desk.image)] * 3, phrases)
+    assert iou(animal.mask, desk.masks[0]) > 0.7 and iou(device.mask, desk.masks[1]) > 0.7
+    assert not bat.mask.any() and bat.detections == 0 and bat.score < 0.15
+    [devices] = emoji.detect([Image.fromarray(desk.image)], ["Electronics"])
+    assert (devices.mask & desk.masks[2]).sum() > 0.7 * desk.masks[2].sum() > (device.mask & desk.masks[2]).sum()
 
 
 def test_what_the_embedded_segmenter_finds_does_not_depend_on_the_neighbours(emoji: EmojiSegmenter) -> None:
