@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,8 @@ def default_dtype(name: str | Path, device: str, revision: str | None = None) ->
 def check_shards(source: str) -> None:
     """Raise OSError if an index in a folder names what is no safetensors file in it, which libraries would open."""
     folder = os.path.abspath(source)
-    for index in Path(folder).rglob("*.safetensors.index*.json"):
+    indices = [Path(folder).glob(f"{part}*.safetensors.index*.json") for part in ("", "*/")]  # a part may be a link
+    for index in chain(*indices):
         for name in json.loads(index.read_text())["weight_map"].values():
             path = os.path.normpath(index.parent / name)  # a link may lead out of the folder, as in the hub's cache
             if not path.startswith(folder + os.sep) or not path.endswith(".safetensors"):

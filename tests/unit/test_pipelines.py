@@ -125,6 +125,8 @@ def test_an_index_names_safetensors_files_of_its_folder_only(
     [*_, whole] = (folder / part).glob("*[lr].safetensors")
     whole.unlink()
     assert load_pipeline(folder, device="cpu").unet is not None, "shards as they should be are read"
+    (folder / part).rename(tmp_path / "elsewhere")
+    (folder / part).symlink_to(tmp_path / "elsewhere")  # a part that is a link is looked into too
     content = json.loads(index.read_text())
     shard = next(iter(content["weight_map"].values()))
     (folder / part / shard).rename(tmp_path / "outside.safetensors")
