@@ -188,7 +188,8 @@ class StudyBase(BaseModel):
     def load_or_compute(self, workers: Any = None, bar: tqdm | None = None) -> xr.Dataset:
         """`run`, up to the variables of all units, each read from the disk only where it is used."""
         remote = partial(_compute_remotely, type(self), self.model_dump_json(), torch.get_num_threads())
-        job = runner.Job(self.folder, self.size, self.batch, self.label, self.description(), self._compute, remote)
+        what = self.folder, self.size, self.batch, self.label, self.description()
+        job = runner.Job(*what, self._compute, remote, frozenset(self.decides_nothing))
         return with_device_names(runner.run(job, workers, bar))
 
     def _compute(self, units: Sequence[int]) -> xr.Dataset:

@@ -7,14 +7,14 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from tqdm import tqdm
 
 from .store import Store
@@ -28,7 +28,7 @@ class Job:
 
     `compute` gives some units' variables, each with `image` as its first dimension; it raises MemoryError where they
     do not fit. `remote` is the same, as something that can be pickled for a worker (`compute` itself by default).
-    `description`, which JSON can hold, is written beside the results.
+    `description`, which JSON can hold, is written beside the results; the settings in `free` decide none of them.
     """
 
     folder: Path
@@ -38,6 +38,7 @@ class Job:
     description: dict[str, Any]
     compute: Compute
     remote: Compute | None = None
+    free: frozenset[str] = frozenset()
 
 
 def run(job: Job, workers: Any = None, bar: tqdm | None = None) -> xr.Dataset:
@@ -48,7 +49,13 @@ def run(job: Job, workers: Any = None, bar: tqdm | None = None) -> xr.Dataset:
     """
     workers = workers_wanted(workers)
     job.folder.mkdir(parents=True, exist_ok=True)
-    with _lock(job.folder):
+    try:
+        lock = _lock(job.folder)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES):
+            raise
+        return _open_whole(job, error)
+    with lock:
         try:
             return _complete(job, workers, bar)
         except OSError as error:
@@ -58,24 +65,32 @@ def run(job: Job, workers: Any = None, bar: tqdm | None = None) -> xr.Dataset:
             raise OSError(errno.ENOSPC, text) from error
 
 
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which ends with the process, however it ends."""
+def _lock(folder: Path) -> AcquireReturnProxy:
+    """Take the folder's lock for a `with` block; it ends with the process, however it ends."""
     lock = FileLock(folder / "lock")
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         print(f"waiting for another process, which computes {folder}", file=sys.stderr, flush=True)
-        lock.acquire()
+        return lock.acquire()
+
+
+def _open_whole(job: Job, reason: OSError) -> xr.Dataset:
+    """What is stored in a folder that cannot be written to, if nothing is missing there."""
     try:
-        yield
-    finally:
-        lock.release()
+        store = Store(job.folder, job.size, read_only=True)
+        store.check_description(job.description, job.free)
+        if all(map(store.is_complete, range(job.size))):
+            return store.open()
+    except FileNotFoundError:
+        pass
+    text = f"{job.folder} is not complete, and cannot be written to: set SELATTN_RUNS to a folder that can be"
+    raise OSError(reason.errno, text) from reason
 
 
 def _complete(job: Job, workers: Any, bar: tqdm | None) -> xr.Dataset:
     store = Store(job.folder, job.size)
-    store.describe(job.description)
+    store.describe(job.description, job.free)
     batches = [range(i, min(i + job.batch, job.size)) for i in range(0, job.size, job.batch)]
     missing = [units for units in batches if not all(map(store.is_complete, units))]
     if missing:
