@@ -9,13 +9,14 @@ import numpy as np
 import torch
 import xarray as xr
 from pydantic import Field, field_validator, model_validator
+from tqdm import tqdm
 
 from ..attention.capture import capture
 from ..attention.scaling import scaled_heads
 from ..concepts import check_concept
 from ..models.heads import cross_attention_heads
 from ..models.pipelines import EMBEDDED, model_source, pick_device, unet_layout
-from ..models.segmenters import Segmenter, check_segmenter, load_segmenter
+from ..models.segmenters import Segmenter, check_segmenter, concepts_of, load_segmenter
 from .base import ConceptStudy, HeadMapStudy, pixels_variable, stored_precision
 from .digests import folder_digest
 
@@ -55,6 +56,12 @@ class GeneratedStudy(HeadMapStudy):
     def phrases(self, unit: dict[str, Any]) -> dict[str, str]:
         """variable of the results -> what the segmenter is to look for."""
         raise NotImplementedError
+
+    def load_or_compute(self, workers: Any = None, bar: tqdm | None = None) -> xr.Dataset:
+        if self.segmenter == EMBEDDED:  # which knows some words only: better said before anything is drawn
+            for phrase in {phrase for unit in self.units() for phrase in self.phrases(unit).values()}:
+                concepts_of(phrase)
+        return super().load_or_compute(workers, bar)
 
     def compute(self, units: Sequence[int]) -> xr.Dataset:
         every = self.units()

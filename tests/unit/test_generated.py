@@ -137,6 +137,14 @@ def test_diagnosis_has_a_mask_for_each_meaning(model: Path) -> None:
         DiagnosisStudy(concepts={"Pets": ["dog"]})
 
 
+def test_a_word_that_the_segmenter_does_not_know_is_said_before_drawing(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selattn_lib.studies.generated.generate", lambda *_, **__: pytest.fail("drawn"))
+    with pytest.raises(ValueError, match="the embedded segmenter knows no 'lamp post': expected one of"):
+        tiny_study(model, words=["bear", "lamp post"]).run()
+
+
 class Fake:
     """Says in turn: one, several, an empty mask, nothing."""
 
