@@ -44,7 +44,11 @@ def load_concepts(source: str | Path | Mapping[str, Any] = "paper") -> dict[str,
         file = DATA / f"concepts_{str(source).replace('-', '_')}.yaml"
         table = yaml.safe_load(file.read_text(encoding="utf-8"))
     elif Path(source).is_file():
-        table = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+        try:
+            table = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{source} is not read ({reason}): expected plain YAML in UTF-8, without tags") from error
     else:
         raise ValueError(f"no concepts {str(source)!r}: expected {', '.join(TABLES)} or the path of a YAML file")
     if not isinstance(table, Mapping) or not table or not all(_is_words(words) for words in table.values()):
@@ -74,7 +78,7 @@ def read_lines(name_or_path: str | Path) -> list[str]:
 
 def check_concept(concept: str, concepts: Mapping[str, Sequence[str]]) -> str:
     """`concept` itself, if it is one of `concepts`; ValueError naming them all otherwise."""
-    if concept not in concepts:
+    if concept not in [*concepts]:
         raise ValueError(f"no concept {concept!r}: expected one of {', '.join(concepts)}")
     return concept
 

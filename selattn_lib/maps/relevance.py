@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
-from zipfile import BadZipFile
 
 import numpy as np
 import xarray as xr
@@ -108,6 +107,8 @@ class HeadRelevance:
         file = _arrays(path)
         if missing := {"scores", "concepts", "heads"} - set(file):
             raise ValueError(f"{path} holds {sorted(file)} but no {sorted(missing)}; save() writes them.")
+        if wrong := [name for name in ("concepts", "heads") if file[name].dtype.kind != "U" or file[name].ndim != 1]:
+            raise ValueError(f"{path}: {wrong} are no lists of names; save() writes them.")
         concepts, heads = file["concepts"].tolist(), file["heads"].tolist()
         scores = _normed(_table(file["scores"], concepts, heads, path), path)
         return cls(scores, _table(file["counts"], concepts, heads, path) if "counts" in file else None)
@@ -159,7 +160,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         file: Any = np.load(path, allow_pickle=False)
         return {"": file} if isinstance(file, np.ndarray) else {name: file[name] for name in file}
-    except (ValueError, EOFError, BadZipFile) as error:
+    except Exception as error:  # of many types: it depends on where a file is damaged
         raise ValueError(f"{path} is damaged, or pickled, and is not read: {error}") from error
 
 
@@ -169,6 +170,8 @@ def _table(values: np.ndarray, concepts: Sequence[str], heads: Sequence[str], so
             f"{source} holds an array of shape {values.shape}; {len(concepts)} concepts x {len(heads)} heads "
             "were expected."
         )
+    if values.dtype.kind not in "fiu":
+        raise ValueError(f"{source} holds an array of {values.dtype}: expected numbers.")
     parts = [HEAD_NAME.fullmatch(head) for head in heads]
     if bad := [head for head, part in zip(heads, parts, strict=True) if not part] or _repeated(heads):
         raise ValueError(

@@ -104,7 +104,7 @@ def load_pipeline(
         raise ValueError("offload=True on the cpu, where the model already is: expected a device of cuda or mps")
     source, index = model_source(name), model_index(name, revision)
     networks = {family.network.__name__: family.part for family in FAMILIES}
-    parts = {part: index[part][1] for part in ("unet", "transformer") if part in index}
+    parts = {part: index[part][1] for part in ("unet", "transformer") if index.get(part)}
     if not any(networks.get(network) == part for part, network in parts.items()):
         raise ValueError(
             f"model {str(name)!r} is a {index.get('_class_name')} with {parts or 'no unet and no transformer'}; "

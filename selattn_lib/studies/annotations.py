@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..concepts import read_lines
 
+MOST_PIXELS = 100_000_000  # of a picture
 VOC_LABELS = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
     "sofa train tvmonitor"
@@ -62,16 +63,31 @@ def _read_coco(source: Path, pictures: Path) -> Iterator[tuple[Path, dict[str, n
     content = json.loads(source.read_text(encoding="utf-8"))
     if missing := {"images", "annotations", "categories"} - set(content if isinstance(content, dict) else ()):
         raise ValueError(f"{source} has no {sorted(missing)}: expected a COCO file of instances")
-    words = {category["id"]: category["name"] for category in content["categories"]}
     annotations = defaultdict(list)
-    for annotation in content["annotations"]:
-        annotations[annotation["image_id"]].append(annotation)
-    for image in sorted(content["images"], key=lambda image: image["file_name"]):
+    try:
+        words = {category["id"]: str(category["name"]) for category in content["categories"]}
+        for annotation in content["annotations"]:
+            words[annotation["category_id"]], annotation["segmentation"]  # both are there
+            annotations[annotation["image_id"]].append(annotation)
+        images = sorted(content["images"], key=lambda image: str(image["file_name"]))
+        areas = [int(image["height"]) * int(image["width"]) for image in images]
+        own = [annotations[image["id"]] for image in images]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{source} is no COCO file of instances: {error!r} is missing, or is of a wrong type"
+        ) from error
+    if max(areas, default=0) > MOST_PIXELS:
+        raise ValueError(f"{source} has a picture of {max(areas):,} pixels: expected at most {MOST_PIXELS:,}")
+    for image, of_image in zip(images, own, strict=True):
+        if not isinstance(image["file_name"], str) or not image["file_name"]:
+            raise ValueError(
+                f"{source}: the file_name of image {image['id']} is {image['file_name']!r}: expected a name"
+            )
         path = pictures / image["file_name"]
         if not path.resolve().is_relative_to(pictures.resolve()):
             raise ValueError(f"{source}: {image['file_name']!r} lies outside {pictures}, and is not read")
         masks: dict[str, np.ndarray] = {}
-        for annotation in annotations[image["id"]]:
+        for annotation in of_image:
             mask = _coco_mask(source, annotation, image["height"], image["width"])
             word = words[annotation["category_id"]]
             masks[word] = masks[word] | mask if word in masks else mask
@@ -89,9 +105,14 @@ def _coco_mask(source: Path, annotation: dict[str, Any], height: int, width: int
         if isinstance(segmentation, dict):
             if list(segmentation["size"]) != [height, width]:
                 raise ValueError(f"run lengths of size {segmentation['size']} for a picture of {[height, width]}")
-            compressed = isinstance(segmentation["counts"], str | bytes)
+            compressed = isinstance(counts := segmentation["counts"], str | bytes)
+            if not compressed and (min(counts) < 0 or sum(counts) != height * width):
+                raise ValueError(f"run lengths of {sum(counts)} pixels in all")
             lengths = segmentation if compressed else coco.frPyObjects(segmentation, height, width)
         else:
+            reach = max(np.abs(np.asarray(polygon, float)).max() for polygon in segmentation) if segmentation else 0
+            if not reach <= 10 * max(height, width):
+                raise ValueError(f"a polygon that reaches to {reach}")
             lengths = coco.merge(coco.frPyObjects(segmentation, height, width))
         return coco.decode(lengths).astype(bool)
     except Exception as error:  # of many types, from compiled code
@@ -103,13 +124,23 @@ def _coco_mask(source: Path, annotation: dict[str, Any], height: int, width: int
 
 def _read_voc(folder: Path) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
     labels = read_lines(folder / "labels.txt") if (folder / "labels.txt").exists() else VOC_LABELS
+    if len(labels) > 254:
+        raise ValueError(f"{folder / 'labels.txt'} has {len(labels)} labels: expected at most 254, as pixels are bytes")
     for path in sorted((folder / "SegmentationClass").glob("*.png")):
-        classes = np.asarray(Image.open(path))
+        classes = np.asarray(open_picture(path))
         if classes.ndim != 2:
             raise ValueError(f"{path}: expected one class number a pixel, not colours")
         numbers = [int(number) for number in np.unique(classes) if 1 <= number <= len(labels)]
         masks = {labels[number - 1]: classes == number for number in numbers}
         yield folder / "JPEGImages" / f"{path.stem}.jpg", masks
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture's file, opened; ValueError if it claims to be larger than any picture is."""
+    try:
+        return Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is not read: {error}. Make it smaller") from error
 
 
 def centred_square(picture: Image.Image) -> Image.Image:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from string import Formatter
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -22,7 +23,16 @@ from tqdm import tqdm
 
 from ..concepts import benchmark_words, check_concept, load_concepts
 from ..maps.head_maps import HeadMaps
-from ..models.pipelines import DEVICES, DTYPES, EMBEDDED, default_dtype, load_pipeline, model_source, pick_device
+from ..models.pipelines import (
+    DEVICES,
+    DTYPES,
+    EMBEDDED,
+    default_dtype,
+    explaining_load_errors,
+    load_pipeline,
+    model_source,
+    pick_device,
+)
 from . import runner
 from .digests import model_digest
 from .parameters import read_literal
@@ -45,7 +55,7 @@ def runs_folder() -> Path:
     >>> isinstance(runs_folder(), Path)
     True
     """
-    return Path(os.environ.get("SELATTN_RUNS", "runs"))
+    return Path(os.environ.get("SELATTN_RUNS") or "runs")
 
 
 def concepts_of(model: str, concepts: str | Path | Mapping[str, Any] = "") -> dict[str, list[str]]:
@@ -93,7 +103,7 @@ class StudyBase(BaseModel):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            faults = [(".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
+            faults = [("".join(map(str, e["loc"][:1])), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
             lines = [f"{name}={fields.get(name)!r}: {text}" if name in fields else text for name, text in faults]
             raise ValueError("; ".join(lines)) from None
 
@@ -103,7 +113,8 @@ class StudyBase(BaseModel):
         model = str(fields.get("model", EMBEDDED))
         source = Path(model_source(model))
         if source.is_dir():  # local weights may change under one name
-            revision = model_digest(source)
+            with explaining_load_errors(model, str(source)):
+                revision = model_digest(source)
             if fields.get("revision", "") not in ("", revision):
                 raise ValueError(f"revision {fields['revision']!r}: the model in {source} is of revision {revision}")
             fields = {**fields, "revision": revision}
@@ -198,12 +209,18 @@ class StudyBase(BaseModel):
             dataset = self.compute(units)
             number = DEVICES.index(pick_device().partition(":")[0])
             return dataset.assign(device=("image", np.full(len(units), number, np.uint8)))
-        except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+        except (RuntimeError, MemoryError) as error:
+            if not is_lack_of_memory(error):
                 raise
             reason = str(error)
         clear_device_cache(garbage_collection=True)  # once the error no longer holds on to tensors
         raise MemoryError(reason)
+
+
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether a device, PyTorch on a CPU, or oneDNN (which only says that it could not) ran out of memory."""
+    primitive = "could not create a primitive" in str(error)
+    return isinstance(error, MemoryError) or primitive or should_reduce_batch_size(error)
 
 
 def _compute_remotely(kind: type[StudyBase], fields: str, threads: int, units: Sequence[int]) -> xr.Dataset:
@@ -253,7 +270,18 @@ class ConceptStudy(HeadMapStudy):
         concepts = concepts_of(str(fields.get("model", EMBEDDED)), fields.get("concepts") or "")
         concept = check_concept(fields.get("concept", "Animals"), concepts)
         words = read_literal(fields.get("words")) or benchmark_words(concept, concepts)
-        return {**fields, "words": (words,) if isinstance(words, str) else tuple(words)}
+        return {**fields, "words": tuple(words) if isinstance(words, list | tuple) else (fields["words"],)}
+
+
+def check_template(template: str) -> str:
+    """`template` itself, if it has a {word} and no other field; ValueError otherwise."""
+    try:
+        fields = {part[1:] for part in Formatter().parse(template) if part[1] is not None}
+    except ValueError:
+        fields = set()
+    if fields != {("word", "", None)}:
+        raise ValueError("expected a prompt with {word} in it, and no other braces")
+    return template
 
 
 def stored_precision(maps: xr.Dataset) -> xr.Dataset:

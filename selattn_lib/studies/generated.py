@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
 import xarray as xr
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 from tqdm import tqdm
 
 from ..attention.capture import capture
@@ -17,7 +17,7 @@ from ..concepts import check_concept
 from ..models.heads import cross_attention_heads
 from ..models.pipelines import EMBEDDED, model_source, pick_device, unet_layout
 from ..models.segmenters import Segmenter, check_segmenter, concepts_of, load_segmenter
-from .base import ConceptStudy, HeadMapStudy, pixels_variable, stored_precision
+from .base import ConceptStudy, HeadMapStudy, check_template, pixels_variable, stored_precision
 from .digests import folder_digest
 
 
@@ -32,7 +32,7 @@ class GeneratedStudy(HeadMapStudy):
 
     seeds: int = Field(default=10, ge=1)
     steps: int = Field(default=50, ge=1, le=1000)
-    guidance: float = Field(default=7.5, ge=1, description="None: the model's own")
+    guidance: float = Field(default=7.5, ge=1, allow_inf_nan=False, description="None: the model's own")
     segmenter: str = ""
 
     per_timestep: ClassVar[bool] = False  # whether maps are captured call by call
@@ -124,13 +124,7 @@ class Study(GeneratedStudy, ConceptStudy):
     {'prompt': 'photo of a cat', 'subject': 'cat', 'seed': 1}
     """
 
-    template: str = "photo of a {word}"
-
-    @model_validator(mode="after")
-    def _check_template(self) -> Self:
-        if "{word}" not in self.template:
-            raise ValueError(f"template {self.template!r}: expected a prompt with {{word}} in it")
-        return self
+    template: Annotated[str, AfterValidator(check_template)] = "photo of a {word}"
 
     def units(self) -> list[dict[str, Any]]:
         return [

@@ -4,19 +4,19 @@ import hashlib
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
 import xarray as xr
 from diffusers import AutoPipelineForImage2Image, DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ..attention.capture import capture
 from ..emoji.scenes import HELD_OUT, compose
-from .annotations import centred_square, read_masks
-from .base import ConceptStudy, HeadMapStudy, pixels_variable, stored_precision
+from .annotations import centred_square, open_picture, read_masks
+from .base import ConceptStudy, HeadMapStudy, check_template, pixels_variable, stored_precision
 from .digests import file_digest, files_digest
 
 
@@ -29,6 +29,15 @@ class NoisedStudy(HeadMapStudy):
 
     timesteps: tuple[int, ...] = (100, 300, 500, 700)
     seed: int = 0
+
+    earliest: ClassVar[int] = 0  # timestep
+
+    @field_validator("timesteps")
+    @classmethod
+    def _check_timesteps(cls, timesteps: tuple[int, ...]) -> tuple[int, ...]:
+        if not timesteps or not all(cls.earliest <= timestep <= 1000 for timestep in timesteps):
+            raise ValueError(f"expected numbers from {cls.earliest} to 1000")
+        return timesteps
 
     def examples(self, units: Sequence[int]) -> list[tuple[Image.Image, np.ndarray]]:
         """(picture, mask (y, x) bool) of some units, all of one size."""
@@ -190,6 +199,7 @@ class MaskedStudy(NoisedStudy):
     """
 
     decides_nothing: ClassVar[set[str]] = {"source", "pictures"}  # what is in them does
+    earliest: ClassVar[int] = 20
 
     source: str
     pictures: str = ""
@@ -197,7 +207,7 @@ class MaskedStudy(NoisedStudy):
     per_word: int = Field(default=10, ge=1)
     min_area: float = Field(default=0.05, ge=0, le=1)
     max_area: float = Field(default=0.8, ge=0, le=1)
-    template: str = "photo of a {word}"
+    template: Annotated[str, AfterValidator(check_template)] = "photo of a {word}"
     pixels: int = Field(default=0, ge=0)
 
     @model_validator(mode="before")
@@ -207,12 +217,8 @@ class MaskedStudy(NoisedStudy):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if "{word}" not in self.template:
-            raise ValueError(f"template {self.template!r}: expected a prompt with {{word}} in it")
         if self.pixels % 8:
             raise ValueError(f"pixels={self.pixels}: expected a multiple of 8")
-        if not self.timesteps or not all(20 <= timestep <= 1000 for timestep in self.timesteps):
-            raise ValueError(f"timesteps={self.timesteps}: expected numbers from 20 to 1000")
         if not self.masked_pictures:
             raise ValueError(
                 f"source {self.source!r} has no picture in which {', '.join(self.words) or 'anything'} covers "
@@ -252,7 +258,7 @@ class MaskedStudy(NoisedStudy):
     def examples(self, units: Sequence[int]) -> list[tuple[Image.Image, np.ndarray]]:
         size, examples, chosen = (self.side, self.side), [], self.masked_pictures
         for path, _, mask in (chosen[number] for number in units):
-            picture = centred_square(Image.open(path).convert("RGB"))
+            picture = centred_square(open_picture(path).convert("RGB"))
             if picture.size != mask.shape:
                 raise ValueError(f"{path} is a square of {picture.size} pixels in the middle, its mask of {mask.shape}")
             resized = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)

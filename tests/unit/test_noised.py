@@ -126,3 +126,9 @@ def test_a_mask_of_another_size_than_its_picture_is_refused(runs: Path) -> None:
 def test_fields_out_of_range(runs: Path, fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         MaskedStudy(source=voc(runs, 1), **fields)
+
+
+@pytest.mark.parametrize("timesteps", [(5000,), (-1,), ()])
+def test_timesteps_that_are_none(timesteps: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"timesteps=\(.*\): expected numbers from 0 to 1000"):
+        KnownTruthStudy(timesteps=timesteps)
