@@ -4,11 +4,13 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import diffusers
@@ -31,6 +33,8 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 EMBEDDED = "emoji-sd"
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+INDEX_LIMIT, WEIGHTS_LIMIT = 60, 3600  # seconds that a hub may take for a model's index, and for all of it
 
 DEVICES = ("cpu", "cuda", "mps")
 
@@ -90,8 +94,8 @@ def load_pipeline(
         If `name` is none of these, or names a pipeline of another kind, or if there is no such device or nothing to
         offload from.
     OSError
-        With what to do, if the hub cannot be reached or does not let you in, or if a file of the model is missing or
-        damaged.
+        With what to do, if the hub cannot be reached, does not let you in, or takes more than a minute for the model's
+        index or an hour for all of it; or if a file of the model is missing or damaged.
 
     Examples
     --------
@@ -113,7 +117,9 @@ def load_pipeline(
     checker = {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in index else {}
     with explaining_load_errors(str(name), source):
         check_shards(source)
-        pipe = DiffusionPipeline.from_pretrained(
+        pipe = within(
+            WEIGHTS_LIMIT,
+            DiffusionPipeline.from_pretrained,
             source,
             dtype=dtype or DTYPES[default_dtype(name, device, revision)],
             revision=revision,
@@ -131,7 +137,27 @@ def model_index(name: str | Path, revision: str | None = None) -> dict[str, Any]
     """part of a pipeline -> [library, class]; raises as `load_pipeline` does."""
     source = model_source(name)
     with explaining_load_errors(str(name), source):
-        return DiffusionPipeline.load_config(source, revision=revision)
+        return within(INDEX_LIMIT, DiffusionPipeline.load_config, source, revision=revision)
+
+
+def within(seconds: float, load: Callable[..., Any], source: str, **settings: Any) -> Any:
+    """What `load` makes of a folder, or of a hub id: then TimeoutError if it takes longer, as where a hub drips, or
+    says to come back in an hour."""
+    if Path(source).is_dir():
+        return load(source, **settings)
+    done: Future = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(load(source, **settings))
+        except BaseException as error:
+            done.set_exception(error)
+
+    Thread(target=run, daemon=True).start()  # which nobody waits for at the end
+    try:
+        return done.result(seconds)
+    except TimeoutError as error:
+        raise TimeoutError(f"no whole answer in {seconds} s; HF_HUB_OFFLINE=1 reads the cache alone") from error
 
 
 def default_dtype(name: str | Path, device: str, revision: str | None = None) -> str:

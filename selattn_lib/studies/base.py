@@ -23,16 +23,7 @@ from tqdm import tqdm
 
 from ..concepts import benchmark_words, check_concept, load_concepts
 from ..maps.head_maps import HeadMaps
-from ..models.pipelines import (
-    DEVICES,
-    DTYPES,
-    EMBEDDED,
-    default_dtype,
-    explaining_load_errors,
-    load_pipeline,
-    model_source,
-    pick_device,
-)
+from ..models.pipelines import DEVICES, DTYPES, EMBEDDED, default_dtype, load_pipeline, model_source, pick_device
 from . import runner
 from .digests import model_digest
 from .parameters import read_literal
@@ -113,8 +104,7 @@ class StudyBase(BaseModel):
         model = str(fields.get("model", EMBEDDED))
         source = Path(model_source(model))
         if source.is_dir():  # local weights may change under one name
-            with explaining_load_errors(model, str(source)):
-                revision = model_digest(source)
+            revision = model_digest(source)
             if fields.get("revision", "") not in ("", revision):
                 raise ValueError(f"revision {fields['revision']!r}: the model in {source} is of revision {revision}")
             fields = {**fields, "revision": revision}

@@ -20,6 +20,8 @@ from ..models.segmenters import Segmenter, check_segmenter, concepts_of, load_se
 from .base import ConceptStudy, HeadMapStudy, check_template, pixels_variable, stored_precision
 from .digests import folder_digest
 
+MOST_SEEDS = 100_000  # pictures of one prompt
+
 
 class GeneratedStudy(HeadMapStudy):
     """Units are images drawn by the model, with masks by a segmenter: the embedded one for the embedded model, else
@@ -30,7 +32,7 @@ class GeneratedStudy(HeadMapStudy):
     `selattn_lib.models.segmenters.Detection`. The coordinate `{mask}_outcome` puts these into words.
     """
 
-    seeds: int = Field(default=10, ge=1)
+    seeds: int = Field(default=10, ge=1, le=MOST_SEEDS)
     steps: int = Field(default=50, ge=1, le=1000)
     guidance: float = Field(default=7.5, ge=1, allow_inf_nan=False, description="None: the model's own")
     segmenter: str = ""
@@ -102,7 +104,7 @@ class Study(GeneratedStudy, ConceptStudy):
     words : sequence of str
         What to draw; by default the paper's ten animals for *Animals*, else the concept's first ten words.
     seeds : int
-        Images of each word, 1 or more, of seeds 0, 1 ... seeds - 1.
+        Images of each word, 1 to 100,000, of seeds 0, 1 ... seeds - 1.
     steps, guidance
         Of the sampling: 1 to 1000, and 1 or more; by default 50, and 7.5 (3 for the embedded model).
     segmenter : str
@@ -225,7 +227,7 @@ class DiagnosisStudy(GeneratedStudy):
     concepts : path or mapping
         A YAML file of concepts, or such a table; by default the model's own (`concepts_of`).
     seeds : int
-        Number of images, 1 or more.
+        Number of images, 1 to 100,000.
     **settings
         model, revision, dtype, batch, steps, guidance and segmenter, as of `Study`.
 

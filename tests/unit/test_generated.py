@@ -51,6 +51,7 @@ TEMPLATES = ["photo", "a {word} in a {place}", "{", "{word:>9}", "{0} {word}", "
         ({"model": "nosuch"}, "no model 'nosuch'"),
         ({"concept": "Nosuch"}, "no concept 'Nosuch'"),
         ({"seeds": 0}, "seeds=0"),
+        ({"seeds": 10**8}, "seeds=100000000"),
         ({"steps": 0}, "steps=0"),
         ({"guidance": 0.5}, "guidance=0.5"),
         *(({"template": text}, "expected a prompt with {word} in it, and no other braces") for text in TEMPLATES),
