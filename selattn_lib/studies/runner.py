@@ -117,7 +117,10 @@ def _computed(job: Job, batches: Sequence[range], workers: Any) -> Iterator[tupl
     patient = {"distributed.nanny.pre-spawn-environ.OMP_WAIT_POLICY": "PASSIVE"}
     with dask.config.set(patient), Client(**local) if isinstance(workers, int) else Client(workers) as client:
         futures = client.map(compute_in_halves, batches, compute=job.remote or job.compute, label=job.label)
-        yield from (result for _, result in as_completed(futures, with_results=True))
+        for future in as_completed(futures):
+            if future.cancelled():
+                raise ConnectionError(f"the scheduler of workers={workers!r} is gone: start one, then run again")
+            yield future.result()
 
 
 def compute_in_halves(units: range, compute: Compute, label: str) -> tuple[range, xr.Dataset]:

@@ -88,14 +88,10 @@ class Store:
         except (FileNotFoundError, ValueError):
             return
         with calling_damaged(self.folder):
-            pairs = [
-                *_pairs(written, description),
-                *_pairs(written.get("settings", {}), description.get("settings", {})),
-            ]
-        if other := [name for name, one, mine in pairs if one != mine and name not in (*free, "settings")]:
-            raise OSError(
-                f"{self.folder} holds results of another study, of other {', '.join(other)}: delete it, and run again"
-            )
+            there, mine = ({**of, **of.get("settings", {})} for of in (written, description))
+            names = there.keys() & mine.keys() - {*free, "settings"}
+        if other := ", ".join(sorted(name for name in names if there[name] != mine[name])):
+            raise OSError(f"{self.folder} holds results of another study, of other {other}: delete it, and run again")
 
     def _note(self, checksums: dict[str, str]) -> None:
         """Add to the file of checksums those that are new."""
@@ -136,12 +132,10 @@ class Store:
         variables = [str(name) for name in dataset.data_vars]
         self._group.attrs.update({"coords": fixed, "attrs": dict(dataset.attrs), "variables": variables})
         self._lacking = False
-        values_of = {str(name): values.values for name, values in dataset.data_vars.items()}
-        of_units = {
-            str(unit): _checksum({name: values[at] for name, values in values_of.items()})
-            for at, unit in enumerate(units)
-        }
-        self._note({"metadata": _digest(self._metadata()), **of_units})
+        checksums = {"metadata": _digest(self._metadata())}
+        for at, unit in enumerate(units):
+            checksums[str(unit)] = _checksum({str(name): v.values[at] for name, v in dataset.data_vars.items()})
+        self._note(checksums)
 
     def open(self) -> xr.Dataset:
         """Everything, each array read from the disk only when and where it is used."""
@@ -174,11 +168,6 @@ def _read_log(path: Path) -> dict[str, str]:
     """What has a checksum -> its last one."""
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     return dict(line.split() for line in lines if len(line.split()) == 2)
-
-
-def _pairs(one: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """The names that two descriptions share, with both values."""
-    return [(name, one[name], value) for name, value in other.items() if name in one]
 
 
 def _digest(files: list[Path]) -> str:

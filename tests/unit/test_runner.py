@@ -290,6 +290,21 @@ def test_processes_give_the_same_bits_and_a_killed_one_costs_its_batch(toy: Toy,
     assert [environment["OMP_WAIT_POLICY"] for environment in killed] == ["PASSIVE"]
 
 
+def test_a_scheduler_that_dies_is_a_sentence_and_loses_nothing(toy: Toy, whole: xr.Dataset) -> None:
+    distributed = pytest.importorskip("distributed")
+    here = distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None)
+
+    def close() -> None:
+        while not count_finished(toy.folder):
+            time.sleep(0.02)
+        here.close()
+
+    threading.Thread(target=close).start()
+    with pytest.raises(OSError, match="the scheduler of workers='.*' is gone: start one, then run again"):
+        replace(toy, seconds=0.3).run(workers=here.scheduler_address)
+    assert toy.run().identical(whole)
+
+
 @pytest.mark.parametrize("said, wanted", [("0", 0), ("", 0), ("2", 2), ("tcp://node:8786", "tcp://node:8786")])
 def test_workers_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, said: str, wanted: Any) -> None:
     monkeypatch.setenv("SELATTN_WORKERS", said)
