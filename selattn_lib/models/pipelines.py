@@ -2,15 +2,15 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from importlib.resources import files
 from itertools import chain
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import diffusers
@@ -145,18 +145,10 @@ def within(seconds: float, load: Callable[..., Any], source: str, **settings: An
     says to come back in an hour."""
     if Path(source).is_dir():
         return load(source, **settings)
-    done: Future = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(load(source, **settings))
-        except BaseException as error:
-            done.set_exception(error)
-
-    Thread(target=run, daemon=True).start()  # which nobody waits for at the end
     try:
-        return done.result(seconds)
-    except TimeoutError as error:
+        with ThreadPool(1) as threads:  # of which nobody waits for one that hangs
+            return threads.apply_async(load, (source,), settings).get(seconds)
+    except multiprocessing.TimeoutError as error:
         raise TimeoutError(f"no whole answer in {seconds} s; HF_HUB_OFFLINE=1 reads the cache alone") from error
 
 

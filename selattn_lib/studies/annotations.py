@@ -69,26 +69,18 @@ def _read_coco(source: Path, pictures: Path) -> Iterator[tuple[Path, dict[str, n
         for annotation in content["annotations"]:
             words[annotation["category_id"]], annotation["segmentation"]  # both are there
             annotations[annotation["image_id"]].append(annotation)
-        images = sorted(content["images"], key=lambda image: str(image["file_name"]))
-        areas = [int(image["height"]) * int(image["width"]) for image in images]
-        own = [annotations[image["id"]] for image in images]
+        images = [(pictures / i["file_name"], annotations[i["id"]], i["height"], i["width"]) for i in content["images"]]
+        for path, _, height, width in images:
+            if path == pictures or height * width > MOST_PIXELS:
+                raise ValueError(f"a picture {path} of {height} x {width} pixels")
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{source} is no COCO file of instances: {error!r} is missing, or is of a wrong type"
-        ) from error
-    if max(areas, default=0) > MOST_PIXELS:
-        raise ValueError(f"{source} has a picture of {max(areas):,} pixels: expected at most {MOST_PIXELS:,}")
-    for image, of_image in zip(images, own, strict=True):
-        if not isinstance(image["file_name"], str) or not image["file_name"]:
-            raise ValueError(
-                f"{source}: the file_name of image {image['id']} is {image['file_name']!r}: expected a name"
-            )
-        path = pictures / image["file_name"]
+        raise ValueError(f"{source} is no COCO file of instances that can be read ({error!r})") from error
+    for path, own, height, width in sorted(images, key=lambda image: image[0]):
         if not path.resolve().is_relative_to(pictures.resolve()):
-            raise ValueError(f"{source}: {image['file_name']!r} lies outside {pictures}, and is not read")
+            raise ValueError(f"{source}: {str(path)!r} lies outside {pictures}, and is not read")
         masks: dict[str, np.ndarray] = {}
-        for annotation in of_image:
-            mask = _coco_mask(source, annotation, image["height"], image["width"])
+        for annotation in own:
+            mask = _coco_mask(source, annotation, height, width)
             word = words[annotation["category_id"]]
             masks[word] = masks[word] | mask if word in masks else mask
         yield path, masks

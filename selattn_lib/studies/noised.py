@@ -11,13 +11,15 @@ import torch
 import xarray as xr
 from diffusers import AutoPipelineForImage2Image, DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ..attention.capture import capture
 from ..emoji.scenes import HELD_OUT, compose
 from .annotations import centred_square, open_picture, read_masks
 from .base import ConceptStudy, HeadMapStudy, check_template, pixels_variable, stored_precision
 from .digests import file_digest, files_digest
+
+TIMESTEPS = (100, 300, 500, 700)
 
 
 class NoisedStudy(HeadMapStudy):
@@ -27,17 +29,8 @@ class NoisedStudy(HeadMapStudy):
     The results hold head maps of the word, `image_rgb` and `truth` (image, y, x) bool.
     """
 
-    timesteps: tuple[int, ...] = (100, 300, 500, 700)
+    timesteps: tuple[Annotated[int, Field(ge=0, le=1000)], ...] = Field(default=TIMESTEPS, min_length=1)
     seed: int = 0
-
-    earliest: ClassVar[int] = 0  # timestep
-
-    @field_validator("timesteps")
-    @classmethod
-    def _check_timesteps(cls, timesteps: tuple[int, ...]) -> tuple[int, ...]:
-        if not timesteps or not all(cls.earliest <= timestep <= 1000 for timestep in timesteps):
-            raise ValueError(f"expected numbers from {cls.earliest} to 1000")
-        return timesteps
 
     def examples(self, units: Sequence[int]) -> list[tuple[Image.Image, np.ndarray]]:
         """(picture, mask (y, x) bool) of some units, all of one size."""
@@ -199,8 +192,8 @@ class MaskedStudy(NoisedStudy):
     """
 
     decides_nothing: ClassVar[set[str]] = {"source", "pictures"}  # what is in them does
-    earliest: ClassVar[int] = 20
 
+    timesteps: tuple[Annotated[int, Field(ge=20, le=1000)], ...] = Field(default=TIMESTEPS, min_length=1)
     source: str
     pictures: str = ""
     words: tuple[str, ...] = ()

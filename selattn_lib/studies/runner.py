@@ -7,7 +7,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,8 @@ def run(job: Job, workers: Any = None, bar: tqdm | None = None) -> xr.Dataset:
     MemoryError if a single unit does not fit.
     """
     workers = workers_wanted(workers)
-    job.folder.mkdir(parents=True, exist_ok=True)
     try:
+        job.folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(job.folder)
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES):
@@ -77,13 +77,11 @@ def _lock(folder: Path) -> AcquireReturnProxy:
 
 def _open_whole(job: Job, reason: OSError) -> xr.Dataset:
     """What is stored in a folder that cannot be written to, if nothing is missing there."""
-    try:
+    with suppress(FileNotFoundError):
         store = Store(job.folder, job.size, read_only=True)
         store.check_description(job.description, job.free)
         if all(map(store.is_complete, range(job.size))):
             return store.open()
-    except FileNotFoundError:
-        pass
     text = f"{job.folder} is not complete, and cannot be written to: set SELATTN_RUNS to a folder that can be"
     raise OSError(reason.errno, text) from reason
 

@@ -71,22 +71,25 @@ def test_coco_segmentations_that_are_none(tmp_path: Path, segmentation: Any) -> 
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"annotations": [{**bear([]), "category_id": 99}]}, r"no COCO file of instances: KeyError\(99\) is missing"),
-        ({"annotations": [{"id": 1}]}, "KeyError.* is missing"),
+        (
+            {"annotations": [{**bear([]), "category_id": 99}]},
+            r"no COCO file of instances .* .KeyError\(99\)",
+        ),
+        ({"annotations": [{"id": 1}]}, "KeyError"),
         ({"categories": 5}, "no COCO file of instances"),
         ({"categories": [{"id": [], "name": "a"}]}, "no COCO file of instances"),
         ({"images": [{"id": {}, "file_name": "a", "height": 1, "width": 1}]}, "no COCO file of instances"),
         (
             {"images": [{"id": 1, "file_name": "a", "height": 10**6, "width": 10**6}]},
-            "1,000,000,000,000 pixels: expected",
+            "a picture .* of 1000000 x 1000000 pixels",
         ),
         (
             {"images": [{"id": 1, "file_name": "", "height": 1, "width": 1}]},
-            "file_name of image 1 is '': expected a name",
+            "a picture .* of 1 x 1 pixels",
         ),
         (
             {"images": [{"id": 1, "file_name": 5, "height": 1, "width": 1}]},
-            "file_name of image 1 is 5: expected a name",
+            "can be read .TypeError",
         ),
     ],
 )
