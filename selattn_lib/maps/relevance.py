@@ -107,9 +107,7 @@ class HeadRelevance:
         file = _arrays(path)
         if missing := {"scores", "concepts", "heads"} - set(file):
             raise ValueError(f"{path} holds {sorted(file)} but no {sorted(missing)}; save() writes them.")
-        if wrong := [name for name in ("concepts", "heads") if file[name].dtype.kind != "U" or file[name].ndim != 1]:
-            raise ValueError(f"{path}: {wrong} are no lists of names; save() writes them.")
-        concepts, heads = file["concepts"].tolist(), file["heads"].tolist()
+        concepts, heads = (np.atleast_1d(file[name]).tolist() for name in ("concepts", "heads"))
         scores = _normed(_table(file["scores"], concepts, heads, path), path)
         return cls(scores, _table(file["counts"], concepts, heads, path) if "counts" in file else None)
 
@@ -170,8 +168,8 @@ def _table(values: np.ndarray, concepts: Sequence[str], heads: Sequence[str], so
             f"{source} holds an array of shape {values.shape}; {len(concepts)} concepts x {len(heads)} heads "
             "were expected."
         )
-    if values.dtype.kind not in "fiu":
-        raise ValueError(f"{source} holds an array of {values.dtype}: expected numbers.")
+    if values.dtype.kind not in "fiu" or not all(isinstance(name, str) for name in [*concepts, *heads]):
+        raise ValueError(f"{source} holds an array of {values.dtype}, or odd names: expected numbers, and text.")
     parts = [HEAD_NAME.fullmatch(head) for head in heads]
     if bad := [head for head, part in zip(heads, parts, strict=True) if not part] or _repeated(heads):
         raise ValueError(

@@ -229,7 +229,8 @@ def unet_layout(name: str | Path) -> UNet2DConditionModel:
         if "unet" not in model_index(name):
             raise ValueError(f"model {str(name)!r} has no UNet: expected one of Stable Diffusion 1.x, 2.x or XL")
         with explaining_load_errors(str(name), source):
-            return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(source, subfolder="unet"))
+            config = within(INDEX_LIMIT, UNet2DConditionModel.load_config, source, subfolder="unet")
+            return UNet2DConditionModel.from_config(config)
 
 
 def model_source(name: str | Path) -> str:

@@ -95,13 +95,11 @@ class Store:
 
     def _note(self, checksums: dict[str, str]) -> None:
         """Add to the file of checksums those that are new."""
-        new = {key: checksum for key, checksum in checksums.items() if self._checksums.get(key) != checksum}
-        if new:
-            with self._log.open("a") as log:
-                log.write(
-                    "".join(f"\n{key} {checksum}" for key, checksum in new.items())
-                )  # lest a torn line swallow one
-        self._checksums |= new
+        with self._log.open("a") as log:
+            for key, checksum in checksums.items():
+                if self._checksums.get(key) != checksum:
+                    log.write(f"\n{key} {checksum}")  # a new line first, lest a torn one swallow it
+        self._checksums |= checksums
 
     def is_complete(self, unit: int) -> bool:
         """Whether all of a unit is there and as it was written."""

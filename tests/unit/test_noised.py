@@ -124,7 +124,7 @@ def test_a_mask_of_another_size_than_its_picture_is_refused(runs: Path) -> None:
     [
         ({"template": "photo"}, "{word}"),
         ({"pixels": 12}, "multiple of 8"),
-        ({"timesteps": [5]}, r"timesteps=\[5\]: .* than or equal to 20"),
+        ({"timesteps": [5]}, "than or equal to 20"),
     ],
 )
 def test_fields_out_of_range(runs: Path, fields: dict[str, Any], said: str) -> None:
@@ -136,6 +136,6 @@ def test_fields_out_of_range(runs: Path, fields: dict[str, Any], said: str) -> N
 def test_timesteps_that_are_none(timesteps: tuple[int, ...]) -> None:
     with pytest.raises(
         ValueError,
-        match=r"timesteps=\(.*\): (Input should be .* than or equal to 1?0+|Tuple should have at least 1 item)",
+        match=r"timesteps=\(.*\): .*(than or equal to 1?0+|at least 1 item)",
     ):
         KnownTruthStudy(timesteps=timesteps)
