@@ -137,7 +137,7 @@ def model_index(name: str | Path, revision: str | None = None) -> dict[str, Any]
     """part of a pipeline -> [library, class]; raises as `load_pipeline` does."""
     source = model_source(name)
     with explaining_load_errors(str(name), source):
-        return within(INDEX_LIMIT, DiffusionPipeline.load_config, source, revision=revision)
+        return dict(within(INDEX_LIMIT, DiffusionPipeline.load_config, source, revision=revision))
 
 
 def within(seconds: float, load: Callable[..., Any], source: str, **settings: Any) -> Any:

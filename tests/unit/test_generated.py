@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -238,7 +239,8 @@ def test_an_empty_variable_names_no_folder(monkeypatch: pytest.MonkeyPatch) -> N
     assert runs_folder() == Path("runs")
 
 
-def test_a_model_of_damaged_files_is_said_to_be(model: Path) -> None:
+def test_a_model_of_damaged_files_is_said_to_be(model: Path, runs: Path) -> None:
+    model = Path(shutil.copytree(model, runs / "damaged"))
     index = json.loads((model / "model_index.json").read_text())
     for content in ("{", "[]", json.dumps({**index, "unet": None})):
         (model / "model_index.json").write_text(content)
