@@ -2,6 +2,7 @@
 
 import ast
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from inspect import Parameter, Signature
@@ -22,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for at in [i for i, text in enumerate(arguments) if text == "-p"][::-1]:  # typer repeats no option of two values
         arguments[at + 1 : at + 3] = ["=".join(arguments[at + 1 : at + 3])]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is cleared away
     try:
         typer.main.get_command(app)(arguments, "selattn")
     except SystemExit as end:

@@ -71,6 +71,7 @@ class Rows:
         self._loop: tuple[float, float, bool] | None = None  # first timestep, last one, whether others came between
         self._repeats = 0  # calls at the last timestep
         self._stray: torch.Tensor | None = None  # latents shown with a text that is not the prompt's, and not since
+        self._young = False  # whether the call before began pictures that several given prompts are of, in a loop
         self._last: torch.Tensor | None = None  # latents of the last call that counted
 
     def on_text_encoder(self, text: Text, args: tuple, kwargs: dict, output: Any) -> None:
@@ -108,6 +109,9 @@ class Rows:
             )
         self._check_strays(call, counts=True)
         new = self._begins(call, keys)
+        if self._young and not new:  # the second call, where pictures have parted that began with the same noise
+            self._alone(call, Sums(call.text), prompts, rows)
+        self._young = new and self.call is None and len(self.given or ()) > 1
         picked = slice(rows[0], rows[-1] + 1)
         if rows != list(range(rows[0], rows[-1] + 1)):
             picked = torch.tensor(rows, device=call.sample.device)  # type: ignore[assignment]

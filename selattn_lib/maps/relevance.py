@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
-from zipfile import BadZipFile
 
 import numpy as np
 import xarray as xr
@@ -108,7 +107,7 @@ class HeadRelevance:
         file = _arrays(path)
         if missing := {"scores", "concepts", "heads"} - set(file):
             raise ValueError(f"{path} holds {sorted(file)} but no {sorted(missing)}; save() writes them.")
-        concepts, heads = file["concepts"].tolist(), file["heads"].tolist()
+        concepts, heads = (np.atleast_1d(file[name]).tolist() for name in ("concepts", "heads"))
         scores = _normed(_table(file["scores"], concepts, heads, path), path)
         return cls(scores, _table(file["counts"], concepts, heads, path) if "counts" in file else None)
 
@@ -159,7 +158,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         file: Any = np.load(path, allow_pickle=False)
         return {"": file} if isinstance(file, np.ndarray) else {name: file[name] for name in file}
-    except (ValueError, EOFError, BadZipFile) as error:
+    except Exception as error:  # of many types: it depends on where a file is damaged
         raise ValueError(f"{path} is damaged, or pickled, and is not read: {error}") from error
 
 
@@ -169,6 +168,8 @@ def _table(values: np.ndarray, concepts: Sequence[str], heads: Sequence[str], so
             f"{source} holds an array of shape {values.shape}; {len(concepts)} concepts x {len(heads)} heads "
             "were expected."
         )
+    if values.dtype.kind not in "fiu" or not all(isinstance(name, str) for name in [*concepts, *heads]):
+        raise ValueError(f"{source} holds an array of {values.dtype}, or odd names: expected numbers, and text.")
     parts = [HEAD_NAME.fullmatch(head) for head in heads]
     if bad := [head for head, part in zip(heads, parts, strict=True) if not part] or _repeated(heads):
         raise ValueError(

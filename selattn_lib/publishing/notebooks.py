@@ -4,10 +4,10 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -32,10 +32,28 @@ class NotebookFailed(ChildProcessError):
     """A cell of a notebook raised; the message is one line: notebook, cell, error."""
 
 
+def read(path: Path) -> NotebookNode:
+    """A notebook; ValueError, with the file's name, if it is none."""
+    try:
+        nb = nbformat.read(path, as_version=4)
+        nbformat.validate(nb, relax_add_props=True)
+        return nb
+    except (ValueError, KeyError, TypeError, AttributeError, nbformat.ValidationError) as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise ValueError(f"{path} is no notebook, or is broken off ({reason}): put it back, or delete it") from error
+
+
+def replace(path: Path, nb: NotebookNode | bytes) -> None:
+    """Write a notebook aside and then into its place, so that it is whole whenever it is there."""
+    draft = path.with_suffix(".draft")
+    draft.write_bytes(nb if isinstance(nb, bytes) else f"{nbformat.writes(nb)}\n".encode())
+    os.replace(draft, path)
+
+
 def fingerprint(notebook: Path, parameters: Mapping[str, Any]) -> str:
     """Hash of what decides a notebook's outputs: its cells, the parameters, the embedded model and the concepts, and
     the format of stored studies. What a change of the library does to outputs is found by replaying them."""
-    cells = [(cell.cell_type, cell.source) for cell in nbformat.read(notebook, as_version=4).cells]
+    cells = [(cell.cell_type, cell.source) for cell in read(notebook).cells]
     decisive = [cells, dict(parameters), FORMAT, digest_of_model(LIBRARY)]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -53,8 +71,11 @@ def digest_of_model(library: Path) -> str:
 
 
 def is_current(executed: Path, mark: str) -> bool:
-    """Whether `executed` exists and was made by the sources of the fingerprint `mark`."""
-    return executed.exists() and read_marks(executed.parent).get(executed.name) == mark
+    """Whether `executed` is a notebook that was made by the sources of the fingerprint `mark`."""
+    try:
+        return read_marks(executed.parent).get(executed.name) == mark and bool(read(executed))
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def read_marks(folder: Path) -> dict[str, str]:
@@ -91,12 +112,14 @@ def run_notebook(notebook: Path, out: Path, parameters: Mapping[str, Any], *, ag
 
         kernel_spec = KernelSpec(**get_kernel_dict())
 
+    from nbclient.exceptions import DeadKernelError
+
     mark = fingerprint(notebook, parameters)
     if is_current(out, mark) and not again:
         return False
     out.parent.mkdir(parents=True, exist_ok=True)
     if is_current(notebook, mark) and not again:
-        shutil.copyfile(notebook, out)
+        replace(out, notebook.read_bytes())
         write_mark(out, mark)
         return False
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
@@ -109,8 +132,9 @@ def run_notebook(notebook: Path, out: Path, parameters: Mapping[str, Any], *, ag
         except papermill.PapermillExecutionError as error:
             reason = " ".join(f"{error.ename}: {error.evalue}".split())
             raise NotebookFailed(f"{notebook.name}: cell [{error.exec_count}] failed: {reason}") from error
-        nbformat.write(stabilised(nbformat.read(draft, as_version=4)), draft)
-        os.replace(draft, out)
+        except DeadKernelError as error:
+            raise NotebookFailed(f"{notebook.name}: its kernel died, most often for want of memory") from error
+        replace(out, stabilised(read(draft)))
     write_mark(out, mark)
     return True
 
@@ -179,15 +203,14 @@ def stabilise(notebooks: Sequence[Path], out: Path | None) -> None:
 
     A notebook that is there already, with the same cells and, durations aside, the same outputs, is left as it is.
     """
+    check_names(notebooks)
     for notebook in notebooks:
-        nb = stabilised(nbformat.read(notebook, as_version=4))
+        nb = stabilised(read(notebook))
         target = out / notebook.name if out else notebook
-        if target.exists() and without_durations(nbformat.read(target, as_version=4)) == without_durations(nb):
+        if target.exists() and without_durations(read(target)) == without_durations(nb):
             log(f"{target}: as before")
         else:
-            draft = target.with_suffix(".draft")
-            nbformat.write(nb, draft)
-            os.replace(draft, target)
+            replace(target, nb)
             log(f"{target}: stabilised")
         write_mark(target, read_marks(notebook.parent).get(notebook.name))
 
@@ -208,6 +231,7 @@ def run(notebooks: Sequence[Path], out: Path, parameters: Mapping[str, Any], *, 
     Raises FileNotFoundError if there is no such notebook, ValueError if a parameter is none of any notebook's, both
     before anything is run.
     """
+    check_names(notebooks)
     known = [parameters_of(notebook) for notebook in notebooks]
     if unknown := set(parameters) - set().union(*known):
         names = ", ".join(sorted(set().union(*known)))
@@ -220,12 +244,19 @@ def run(notebooks: Sequence[Path], out: Path, parameters: Mapping[str, Any], *, 
         log(f"      run in {time.monotonic() - start:.0f} s" if ran else "      is current, not run again")
 
 
+def check_names(notebooks: Sequence[Path]) -> None:
+    """ValueError if two notebooks have one name, since one would take the other's place."""
+    if twice := [name for name, times in Counter(path.name for path in notebooks).items() if times > 1]:
+        raise ValueError(f"several notebooks are named {', '.join(twice)}: expected one of each name for one folder")
+
+
 def parameters_of(notebook: Path) -> set[str]:
     """Names of the parameters of a notebook; FileNotFoundError if it does not exist."""
     import papermill
 
     if not notebook.exists():
         raise FileNotFoundError(f"{notebook} does not exist; give a notebook's path, seen from {Path.cwd()}")
+    read(notebook)
     return set(papermill.inspect_notebook(notebook))
 
 

@@ -1,10 +1,11 @@
 """Digests of the files that decide a study's numbers."""
 
 import hashlib
-import json
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+
+from ..models.pipelines import model_index
 
 TEXT = (".json", ".txt")  # of the same content whatever its line ends
 READ = (*TEXT, ".safetensors", ".model")  # what models are loaded from
@@ -22,8 +23,8 @@ def files_digest(paths: Iterable[Path], root: Path) -> str:
 
 def model_digest(folder: Path) -> str:
     """12 hexadecimal digits for all that a pipeline in a folder draws by: weights, configurations, tokenizers."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    parts = [name for name, loaded_by in index.items() if isinstance(loaded_by, list) and name not in UNUSED]
+    index = model_index(folder)
+    parts = [name for name, loaded_by in index.items() if isinstance(loaded_by, list | tuple) and name not in UNUSED]
     files = [path for part in parts for path in (folder / part).glob("*") if path.suffix in READ]
     return files_digest([folder / "model_index.json", *files], folder)
 
