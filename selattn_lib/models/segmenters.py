@@ -128,8 +128,8 @@ class EmojiSegmenter:
 
     def detect(self, images: Sequence[Image.Image], phrases: Sequence[str]) -> list[Detection]:
         """The `Detection` of each phrase in its image; ValueError on a phrase that is no word, meaning or concept."""
-        looked_for = [phrase if phrase in MEANINGS else concepts_of(phrase) for phrase in phrases]
-        return [self._detect(image, what) for image, what in zip(images, looked_for, strict=True)]
+        sought = [looked_for(phrase) for phrase in phrases]
+        return [self._detect(image, what) for image, what in zip(images, sought, strict=True)]
 
     def _detect(self, image: Image.Image, what: str | list[str]) -> Detection:
         prediction = Prediction(self.model, np.asarray(image.convert("RGB"))[None])
@@ -143,8 +143,11 @@ class EmojiSegmenter:
         return Detection(mask, bounding_box(mask), float(score), int(mask.any()))
 
 
-def concepts_of(phrase: str) -> list[str]:
-    """The concepts of the embedded world that have this word, or this name; ValueError if there is none."""
+def looked_for(phrase: str) -> str | list[str]:
+    """What the embedded segmenter looks for: one meaning of a word, "mouse (Animals)", or the concepts that have this
+    word, or this name; ValueError if there is none."""
+    if phrase in MEANINGS:
+        return phrase
     concepts = [concept for concept, words in glyphs().items() if phrase in words or phrase == concept]
     if not concepts:
         known = sorted({word for words in glyphs().values() for word in words})

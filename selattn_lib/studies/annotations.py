@@ -61,7 +61,8 @@ def read_masks(source: str | Path, pictures: str | Path = "") -> Iterator[tuple[
 
 def _read_coco(source: Path, pictures: Path) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
     content = json.loads(read_text(source))
-    if missing := {"images", "annotations", "categories"} - set(content if isinstance(content, dict) else ()):
+    lists = {name for name in content if isinstance(content[name], list)} if isinstance(content, dict) else set()
+    if missing := {"images", "annotations", "categories"} - lists:
         raise ValueError(f"{source} has no {sorted(missing)}: expected a COCO file of instances")
     kinds = {"images": ("id", "file_name", "height", "width"), "annotations": ("image_id", "category_id")}
     for kind, needed in {**kinds, "categories": ("id", "name")}.items():

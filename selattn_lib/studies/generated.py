@@ -16,7 +16,7 @@ from ..attention.scaling import scaled_heads
 from ..concepts import check_concept
 from ..models.heads import cross_attention_heads
 from ..models.pipelines import EMBEDDED, model_source, pick_device, unet_layout
-from ..models.segmenters import MEANINGS, Segmenter, check_segmenter, concepts_of, load_segmenter
+from ..models.segmenters import MEANINGS, Segmenter, check_segmenter, load_segmenter, looked_for
 from .base import ConceptStudy, HeadMapStudy, check_template, pixels_variable, stored_precision
 from .digests import folder_digest
 from .parameters import read_list
@@ -63,7 +63,7 @@ class GeneratedStudy(HeadMapStudy):
     def load_or_compute(self, workers: Any = None, bar: tqdm | None = None) -> xr.Dataset:
         if self.segmenter == EMBEDDED:  # which knows some words only: better said before anything is drawn
             for phrase in {phrase for unit in self.units() for phrase in self.phrases(unit).values()}:
-                concepts_of(phrase)
+                looked_for(phrase)
         return super().load_or_compute(workers, bar)
 
     def compute(self, units: Sequence[int]) -> xr.Dataset:

@@ -266,7 +266,6 @@ def test_a_model_of_damaged_files_is_said_to_be(model: Path, runs: Path) -> None
 
 
 def test_words_may_come_as_papermill_hands_them_over() -> None:
-    assert Study(words="5").words == ("5",)
     assert Study(words="['bear', 'cat']").words == ("bear", "cat") and Study(words="bear").words == ("bear",)
     assert len(Study(words="[]").words) == 10
 
