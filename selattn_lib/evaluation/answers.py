@@ -9,15 +9,7 @@ import numpy as np
 import xarray as xr
 from scipy.stats import binomtest
 
-from .statistics import (
-    Difference,
-    Interval,
-    direction,
-    format_p,
-    paired_difference,
-    percentile,
-    statement,
-)
+from .statistics import Difference, Interval, direction, format_p, paired_difference, percentile, statement
 
 
 def differences(scores: xr.DataArray, first: str, second: str) -> str:
