@@ -1,6 +1,5 @@
 """The command `selattn`: run notebooks, stabilise them, build the book, reproduce the paper on another model."""
 
-import ast
 import os
 import signal
 import sys
@@ -48,12 +47,13 @@ def run_notebooks(
 ) -> None:
     """Execute notebooks that are not current."""
     from .publishing.notebooks import run
+    from .studies.parameters import read_literal
 
     spread(workers)
     if unpaired := [text for text in parameter if "=" not in text]:
         raise typer.BadParameter(f"-p {unpaired[0]}: expected a name and a value")
     pairs = [text.partition("=") for text in parameter]
-    run(notebooks, out, {name: parse_value(value) for name, _, value in pairs}, again=again)
+    run(notebooks, out, {name: read_literal(value) for name, _, value in pairs}, again=again)
 
 
 @app.command(name="stabilise")
@@ -112,11 +112,3 @@ def spread(workers: str | None) -> None:
         from .studies.runner import workers_wanted
 
         os.environ["SELATTN_WORKERS"] = str(workers_wanted(workers))
-
-
-def parse_value(text: str) -> Any:
-    """A parameter as typed: a Python literal (30, 0.4, [1, 2], True), else the text itself."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text

@@ -10,17 +10,18 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
 
+from ..studies.digests import files_digest
 from ..studies.store import FORMAT
 
 LIBRARY = Path(__file__).parents[1]
 DECISIVE = ("data/*", "emoji/weights*/**/*", "emoji/art.zip", "emoji/glyphs.yaml", "emoji/hrv.npz")  # of LIBRARY
-TEXT = {".csv", ".json", ".txt", ".yaml"}  # whose line ends depend on the checkout
 MARKS = "fingerprints.json"  # beside notebooks: what each was executed with
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -61,13 +62,8 @@ def fingerprint(notebook: Path, parameters: Mapping[str, Any]) -> str:
 @cache
 def digest_of_model(library: Path) -> str:
     """Hash of the files of the library that decide what the embedded model draws, whatever line ends text has."""
-    digest = hashlib.sha256()
     paths = {path for pattern in DECISIVE for path in library.glob(pattern) if path.suffix not in (".md", ".py")}
-    for path in sorted(path for path in paths if path.is_file()):
-        content = path.read_bytes()
-        content = content.replace(b"\r\n", b"\n") if path.suffix in TEXT else content
-        digest.update(f"{path.relative_to(library).as_posix()} {hashlib.sha256(content).hexdigest()}\n".encode())
-    return digest.hexdigest()
+    return files_digest((path for path in paths if path.is_file()), library)
 
 
 def is_current(executed: Path, mark: str) -> bool:
@@ -91,9 +87,7 @@ def write_mark(executed: Path, mark: str | None) -> None:
     """Note what a notebook was executed with; None: nothing is known of it any more."""
     marks = {**read_marks(executed.parent), executed.name: mark}
     lines = json.dumps({name: value for name, value in sorted(marks.items()) if value}, indent=1)
-    draft = executed.parent / f"{MARKS}.draft"
-    draft.write_text(lines + "\n", newline="\n")
-    os.replace(draft, executed.parent / MARKS)
+    replace(executed.parent / MARKS, f"{lines}\n".encode())
 
 
 def run_notebook(notebook: Path, out: Path, parameters: Mapping[str, Any], *, again: bool = False) -> bool:
@@ -147,9 +141,8 @@ def stabilised(nb: NotebookNode) -> NotebookNode:
     nb.metadata = NotebookNode({name: nb.metadata[name] for name in ("kernelspec", "widgets") if name in nb.metadata})
     nb.metadata["language_info"] = NotebookNode(name="python", pygments_lexer="ipython3")
     for cell in nb.cells:
-        cell.metadata = NotebookNode(
-            {k: v for k, v in cell.metadata.items() if k not in ("papermill", "execution", "ExecuteTime")}
-        )
+        for name in ("papermill", "execution", "ExecuteTime"):
+            cell.metadata.pop(name, None)
         if cell.cell_type == "code":
             cell.outputs = list(merged_streams(cell.outputs))
     names = {old: f"{number:032x}" for number, old in enumerate(widget_order(nb), start=1)}
@@ -159,20 +152,14 @@ def stabilised(nb: NotebookNode) -> NotebookNode:
 
 def merged_streams(outputs: Sequence[NotebookNode]) -> Iterator[NotebookNode]:
     """Standard output as one piece however it was chunked; standard error (progress bars) dropped."""
-    pending = None
-    for output in outputs:
-        if output.output_type == "stream" and output.name == "stderr":
+    kept = [output for output in outputs if output.output_type != "stream" or output.name != "stderr"]
+    for is_stream, group in groupby(kept, lambda output: output.output_type == "stream"):
+        if not is_stream:
+            yield from group
             continue
-        if pending is not None and output.output_type == "stream":
-            pending.text += output.text
-            continue
-        if pending is not None:
-            yield pending
-        pending = output if output.output_type == "stream" else None
-        if pending is None:
-            yield output
-    if pending is not None:
-        yield pending
+        first, *others = group
+        first.text += "".join(output.text for output in others)
+        yield first
 
 
 def widget_order(nb: NotebookNode) -> list[str]:

@@ -18,6 +18,8 @@ from papermill.engines import NBClientEngine, papermill_engines
 from selattn_lib import cli
 from selattn_lib.publishing import notebooks
 from selattn_lib.publishing.options import ReproduceOptions
+from selattn_lib.studies import digests
+from selattn_lib.studies.parameters import read_literal
 
 pytestmark = pytest.mark.usefixtures("one_kernel")
 WIDGETS = """
@@ -257,7 +259,7 @@ def test_a_notebook_is_stale_when_its_model_changes_and_not_when_a_docstring_doe
     notebooks.write_mark(notebook, mark)
     assert notebooks.is_current(notebook, notebooks.fingerprint(notebook, {}))
     path = library / changed
-    path.write_bytes(path.read_bytes() + (b"\n" if path.suffix in notebooks.TEXT else b" "))
+    path.write_bytes(path.read_bytes() + (b"\n" if path.suffix in digests.TEXT else b" "))
     notebooks.digest_of_model.cache_clear()
     assert notebooks.is_current(notebook, notebooks.fingerprint(notebook, {})) != stale
 
@@ -326,7 +328,7 @@ def test_help_lists_an_option_for_each_field_of_reproduces_model(capsys: pytest.
     [("20", 20), ("0.4", 0.4), ("[0.3, 0.4]", [0.3, 0.4]), ("True", True), ("sd14", "sd14"), ("a b", "a b")],
 )
 def test_parameters_are_read_as_python_values(text: str, value: object) -> None:
-    assert cli.parse_value(text) == value
+    assert read_literal(text) == value
 
 
 def test_a_missing_notebook_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
