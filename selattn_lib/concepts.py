@@ -39,14 +39,13 @@ def load_concepts(source: str | Path | Mapping[str, Any] = "paper") -> dict[str,
     >>> len(concepts), concepts["Animals"][:3]
     (34, ['Dog', 'Cat', 'Elephant'])
     """
+    name = str(source)  # papermill makes a number of a file's name that looks like one
+    file: Any = DATA / f"concepts_{name.replace('-', '_')}.yaml" if source in TABLES else Path(name)
     if isinstance(source, Mapping):
         table: Any = source
-    elif source in TABLES:
-        file = DATA / f"concepts_{str(source).replace('-', '_')}.yaml"
-        table = yaml.safe_load(read_text(file))
-    elif Path(str(source)).is_file():  # papermill makes a number of a file's name that looks like one
+    elif file.is_file():
         try:
-            table = yaml.safe_load(read_text(Path(str(source))))
+            table = yaml.safe_load(read_text(file))
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{source} is not read ({reason}): expected plain YAML, without tags") from error

@@ -170,19 +170,15 @@ def _table(values: np.ndarray, concepts: Sequence[str], heads: Sequence[str], so
         )
     if values.dtype.kind not in "fiu" or not all(isinstance(name, str) for name in [*concepts, *heads]):
         raise ValueError(f"{source} holds an array of {values.dtype}, or odd names: expected numbers, and text.")
-    parts = [HEAD_NAME.fullmatch(head) for head in heads]
-    if bad := [head for head, part in zip(heads, parts, strict=True) if not part] or _repeated(heads):
+    if bad := [head for head, times in Counter(heads).items() if times > 1 or not HEAD_NAME.fullmatch(head)]:
         raise ValueError(
             f"{source} names heads {bad[:3]}: expected names such as 'down, layer: 0, head: 3', each once."
         )
-    rank = [(UNet.blocks.index(part[1]), int(part[2]), int(part[3])) for part in parts if part]
+    parts = [part for head in heads if (part := HEAD_NAME.fullmatch(head))]
+    rank = [(UNet.blocks.index(part[1]), int(part[2]), int(part[3])) for part in parts]
     coords = {"concept": list(concepts), "head": list(heads)}
     table = xr.DataArray(values, dims=("concept", "head"), coords=coords)
     return table.isel(head=sorted(range(len(heads)), key=rank.__getitem__))
-
-
-def _repeated(names: Sequence[str]) -> list[str]:
-    return [name for name, times in Counter(names).items() if times > 1]
 
 
 def _normed(scores: xr.DataArray, source: Path) -> xr.DataArray:
