@@ -114,18 +114,12 @@ def load_pipeline(
             f"model {str(name)!r} is a {index.get('_class_name')} with {parts or 'no unet and no transformer'}; "
             f"expected a pipeline of a {', '.join(networks)}"
         )
-    checker = {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in index else {}
+    settings: Any = {"dtype": dtype or DTYPES[default_dtype(name, device, revision)], "revision": revision}
+    if "safety_checker" in index:
+        settings |= {"safety_checker": None, "requires_safety_checker": False}
     with explaining_load_errors(str(name), source):
         check_shards(source)
-        pipe = within(
-            WEIGHTS_LIMIT,
-            DiffusionPipeline.from_pretrained,
-            source,
-            dtype=dtype or DTYPES[default_dtype(name, device, revision)],
-            revision=revision,
-            use_safetensors=True,
-            **checker,
-        )
+        pipe = within(WEIGHTS_LIMIT, DiffusionPipeline.from_pretrained, source, use_safetensors=True, **settings)
     pipe.set_progress_bar_config(disable=True)
     if offload:
         pipe.enable_model_cpu_offload(device=device)

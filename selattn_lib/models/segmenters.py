@@ -171,9 +171,8 @@ class GroundedSAM:
             check_shards(detector)
             model = transformers.GroundingDinoForObjectDetection.from_pretrained(detector, **LOADING)
             self.detector = model.to(device).eval()
-            self.detector_processor = transformers.GroundingDinoProcessor.from_pretrained(
-                detector, trust_remote_code=False
-            )
+            processor = transformers.GroundingDinoProcessor
+            self.detector_processor = processor.from_pretrained(detector, trust_remote_code=False)
         with explaining_load_errors("grounded-sam", segmenter):
             check_shards(segmenter)
             self.segmenter = transformers.SamModel.from_pretrained(segmenter, **LOADING).to(device).eval()
@@ -207,9 +206,8 @@ class GroundedSAM:
             return []
         inputs = self.segmenter_processor(images, input_boxes=[[box] for box in boxes], return_tensors="pt")
         out = self.segmenter(**inputs.to(self.device, torch.float32), multimask_output=False)
-        masks = self.segmenter_processor.post_process_masks(
-            out.pred_masks.cpu(), inputs["original_sizes"].cpu(), inputs["reshaped_input_sizes"].cpu()
-        )
+        sizes = (inputs[name].cpu() for name in ("original_sizes", "reshaped_input_sizes"))
+        masks = self.segmenter_processor.post_process_masks(out.pred_masks.cpu(), *sizes)
         return [mask[0, 0].numpy() for mask in masks]
 
 
@@ -236,9 +234,8 @@ class Sam3:
         square = [np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)) for image in images]
         pixels = torch.from_numpy(np.stack(square)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
         length = self.model.config.text_config.max_position_embeddings
-        text = self.tokenizer(
-            list(phrases), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        )
+        settings = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+        text = self.tokenizer(list(phrases), **settings)
         out = self.model(pixel_values=pixels.to(self.device), **text.to(self.device))
         scores = (out.pred_logits.sigmoid() * out.presence_logits.sigmoid()).cpu()  # (image, instance)
         detections = []

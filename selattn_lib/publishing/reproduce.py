@@ -159,9 +159,8 @@ class Reproduction(ReproduceOptions):
 
     def first_page(self, plan: dict[str, str]) -> str:
         """The first page of the book of this run, in Markdown."""
-        rows = "\n".join(
-            f"| {name} | {plan[name]} |" for name in ("model", "device", "relevance", "benchmark", "masks")
-        )
+        shown = ("model", "device", "relevance", "benchmark", "masks")
+        rows = "\n".join(f"| {name} | {plan[name]} |" for name in shown)
         uses_segmenter = [study for study in self.studies() if isinstance(study, Study | DiagnosisStudy)]
         found = "\n".join(row for study in uses_segmenter for row in outcomes(study))
         return f"""# The paper's experiments on {self.model}

@@ -68,10 +68,8 @@ class RelevanceStudy(StudyBase):
         return read_lines(given) if isinstance(given, str | Path) and given else given or ()
 
     def decisive(self) -> dict[str, Any]:
-        return {
-            **super().decisive(),
-            "concepts": list(self.concepts.items()),
-        }  # whose order decides which words are drawn
+        # The order of the concepts decides which words are drawn.
+        return {**super().decisive(), "concepts": list(self.concepts.items())}
 
     @property
     def size(self) -> int:
