@@ -1,7 +1,7 @@
 """The command `selattn`: run notebooks, stabilise them, build the book, reproduce the paper on another model."""
 
-import ast
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from inspect import Parameter, Signature
@@ -22,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for at in [i for i, text in enumerate(arguments) if text == "-p"][::-1]:  # typer repeats no option of two values
         arguments[at + 1 : at + 3] = ["=".join(arguments[at + 1 : at + 3])]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is cleared away
     try:
         typer.main.get_command(app)(arguments, "selattn")
     except SystemExit as end:
@@ -46,12 +47,13 @@ def run_notebooks(
 ) -> None:
     """Execute notebooks that are not current."""
     from .publishing.notebooks import run
+    from .studies.parameters import read_literal
 
     spread(workers)
     if unpaired := [text for text in parameter if "=" not in text]:
         raise typer.BadParameter(f"-p {unpaired[0]}: expected a name and a value")
     pairs = [text.partition("=") for text in parameter]
-    run(notebooks, out, {name: parse_value(value) for name, _, value in pairs}, again=again)
+    run(notebooks, out, {name: read_literal(value) for name, _, value in pairs}, again=again)
 
 
 @app.command(name="stabilise")
@@ -110,11 +112,3 @@ def spread(workers: str | None) -> None:
         from .studies.runner import workers_wanted
 
         os.environ["SELATTN_WORKERS"] = str(workers_wanted(workers))
-
-
-def parse_value(text: str) -> Any:
-    """A parameter as typed: a Python literal (30, 0.4, [1, 2], True), else the text itself."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text

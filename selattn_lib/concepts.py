@@ -39,13 +39,16 @@ def load_concepts(source: str | Path | Mapping[str, Any] = "paper") -> dict[str,
     >>> len(concepts), concepts["Animals"][:3]
     (34, ['Dog', 'Cat', 'Elephant'])
     """
+    name = str(source)  # papermill makes a number of a file's name that looks like one
+    file: Any = DATA / f"concepts_{name.replace('-', '_')}.yaml" if source in TABLES else Path(name)
     if isinstance(source, Mapping):
         table: Any = source
-    elif source in TABLES:
-        file = DATA / f"concepts_{str(source).replace('-', '_')}.yaml"
-        table = yaml.safe_load(read_text(file))
-    elif Path(str(source)).is_file():  # papermill makes a number of a file's name that looks like one
-        table = yaml.safe_load(read_text(Path(str(source))))
+    elif file.is_file():
+        try:
+            table = yaml.safe_load(read_text(file))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{source} is not read ({reason}): expected plain YAML, without tags") from error
     else:
         raise ValueError(f"no concepts {str(source)!r}: expected {', '.join(TABLES)} or the path of a YAML file")
     if not isinstance(table, Mapping) or not table or not all(_is_words(words) for words in table.values()):
@@ -88,7 +91,7 @@ def read_lines(name_or_path: str | Path) -> list[str]:
 
 def check_concept(concept: str, concepts: Mapping[str, Sequence[str]]) -> str:
     """`concept` itself, if it is one of `concepts`; ValueError naming them all otherwise."""
-    if concept not in concepts:
+    if concept not in [*concepts]:
         raise ValueError(f"no concept {concept!r}: expected one of {', '.join(concepts)}")
     return concept
 

@@ -36,6 +36,16 @@ def drop_duplicate_scripts(app, pagename, templatename, context, doctree):
     context["script_files"] = list(once.values())[::-1]
 
 
+def escape_json(app, pagename, templatename, context, doctree):
+    """In embedded JSON every "<" is escaped: names in it, of whatever case, end no script and begin none."""
+    for script in context["script_files"]:
+        if str(script.attributes.get("type")).endswith("json"):
+            script.attributes["body"] = script.attributes["body"].replace("<", "\\u003c")
+    embedded = r'(?<=<script type="application/vnd.jupyter.widget-view\+json">).*?(?=</script>)'
+    body = context.get("body", "")
+    context["body"] = re.sub(embedded, lambda json: json[0].replace("<", "\\u003c"), body, flags=re.DOTALL)
+
+
 def prepare_print(app, pagename, templatename, context, doctree):
     """The whole book on one page has plotly's figures, and a still picture in the place of each explorer."""
     if app.builder.name == "singlehtml":
@@ -54,6 +64,7 @@ def move_print(app, exception):
 
 
 def setup(app):
+    app.connect("html-page-context", escape_json)
     app.connect("html-page-context", prepare_print)
     app.connect("build-finished", add_anywidget)
     app.connect("build-finished", add_front_door, priority=400)  # before a plainer one is written

@@ -17,12 +17,13 @@ from diffusers import DiffusionPipeline
 
 from ..maps.head_maps import HeadMaps
 from ..maps.head_sets import HeadSelection
-from ..models.families import split_heads
+from ..models.families import Outputs, split_heads
 from ..models.tokens import word_weights
 from .proof import differs, is_exact, is_torchs_own
-from .trace import Generation, Trace
+from .trace import Generation, Prompts, Trace
 
 Words = str | int | Sequence[str | int] | Sequence[Sequence[str | int]]
+Numbers = Sequence[int] | None  # of heads or layers; None: all
 MAX_LOGITS = 2**22  # attention logits held at a time: 16 MB in float32, more than one SD v1 layer and image
 
 
@@ -33,9 +34,9 @@ class Capture(Trace):
         self,
         pipe: Any,
         words: Words,
-        prompt: str | Sequence[str] | None,
-        heads: Sequence[int] | None,
-        layers: Sequence[int] | None,
+        prompt: Prompts,
+        heads: Numbers,
+        layers: Numbers,
         timesteps: tuple[float, float] | None,
         per_timestep: bool,
         verify: bool,
@@ -59,21 +60,19 @@ class Capture(Trace):
         self._image_words: list[list[str]] = []
         self._records: list[Record] = []
 
-    def _choose(self, heads: Sequence[int] | None, layers: Sequence[int] | None) -> dict[int, list[int]]:
+    def _choose(self, heads: Numbers, layers: Numbers) -> dict[int, list[int]]:
         if heads is not None and layers is not None:
             raise ValueError("Both heads and layers were given; give the numbers of one kind.")
-        chosen, kind, total = (
-            (layers, "layers", len(self.heads.layers)) if heads is None else (heads, "heads", len(self.heads))
-        )
+        kind, chosen = ("layers", layers) if heads is None else ("heads", heads)
+        total = len(self.heads.layers) if heads is None else len(self.heads)
         numbers = set(range(total)) if chosen is None else {int(number) for number in chosen}
         if not numbers or not numbers <= set(range(total)):
             raise ValueError(f"{kind}={chosen!r}: expected some of the model's {kind}, numbers from 0 to {total - 1}.")
-        chosen_heads = {}
-        for number, layer in enumerate(self.heads):
-            in_layer = [h for h in range(layer.n_heads) if (number if heads is None else layer.first + h) in numbers]
-            if in_layer:
-                chosen_heads[number] = in_layer
-        return chosen_heads
+        in_layer = {
+            number: [h for h in range(layer.n_heads) if (number if heads is None else layer.first + h) in numbers]
+            for number, layer in enumerate(self.heads)
+        }
+        return {number: some for number, some in in_layer.items() if some}
 
     def memory(self, height: int, width: int, *, images: int = 1, calls: int = 50) -> int:
         """Bytes that the maps of `images` images of (height, width) pixels will take, known before any is made.
@@ -81,9 +80,7 @@ class Capture(Trace):
         `calls`, the calls of the network an image (50 steps make 51 with PNDM), matter only with `per_timestep`.
         """
         latent = [side // self.pipe.vae_scale_factor for side in (height, width)]
-        values = sum(
-            len(heads) * prod(self.heads.layers[number].grid(latent)) for number, heads in self._chosen.items()
-        )
+        values = sum(len(heads) * prod(self.heads.layers[i].grid(latent)) for i, heads in self._chosen.items())
         return 4 * values * images * len(self._words[0]) * (calls if self._per_timestep else 1)
 
     def start(self, generation: Generation) -> None:
@@ -136,9 +133,7 @@ class Capture(Trace):
             self._records[-1].timesteps.append(generation.timestep)
         return inside
 
-    def attend(
-        self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor, seen: dict[str, torch.Tensor]
-    ) -> None:
+    def attend(self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor, seen: Outputs) -> None:
         if number in self._unproven:
             self._prove(number, attention, query, key, seen)
         if number in self._indices:
@@ -159,9 +154,7 @@ class Capture(Trace):
             sums[-1][:, part].baddbmm_(probabilities, selector)
         record.calls[number] = record.calls.get(number, 0) + 1
 
-    def _prove(
-        self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor, seen: dict[str, torch.Tensor]
-    ) -> None:
+    def _prove(self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor, seen: Outputs) -> None:
         """ValueError if a layer whose processor is not known did something else with its attention than it says."""
         values = [seen.get(name) for name in self.family.values(attention)]
         if "used" in seen and all(value is not None for value in values):

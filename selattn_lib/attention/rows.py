@@ -71,9 +71,10 @@ class Rows:
         self._loop: tuple[float, float, bool] | None = None  # first timestep, last one, whether others came between
         self._repeats = 0  # calls at the last timestep
         self._stray: torch.Tensor | None = None  # latents shown with a text that is not the prompt's, and not since
+        self._young = False  # whether the call before began pictures that several given prompts are of, in a loop
         self._last: torch.Tensor | None = None  # latents of the last call that counted
 
-    def on_text_encoder(self, text: Text, args: tuple, kwargs: dict, output: Any) -> None:
+    def on_text_encoder(self, text: Text, encoder: Any, args: tuple, kwargs: dict, output: Any) -> None:
         """A text encoder ran."""
         self._embeddings.on_text_encoder(text, args, kwargs, output)
         self._encoded = True
@@ -108,6 +109,9 @@ class Rows:
             )
         self._check_strays(call, counts=True)
         new = self._begins(call, keys)
+        if self._young and not new:  # the second call, where pictures have parted that began with the same noise
+            self._alone(call, Sums(call.text), prompts, rows)
+        self._young = new and self.call is None and len(self.given or ()) > 1
         picked = slice(rows[0], rows[-1] + 1)
         if rows != list(range(rows[0], rows[-1] + 1)):
             picked = torch.tensor(rows, device=call.sample.device)  # type: ignore[assignment]
@@ -160,12 +164,10 @@ class Rows:
     def _is_negative(self, sums: Sums, prompts: list[Prompt | None], row: int) -> bool:
         """Whether a row that is no prompt's is known to be a negative one, or of an empty text."""
         embeddings = None if self.call is None else self.call.arguments.get("negative_prompt_embeds")
-        prompt = prompts[row]
-        if prompt is None:
-            return embeddings is not None and sums.is_in(row, embeddings)
         if embeddings is not None and sums.is_in(row, embeddings):
             return True
-        return not any(read_ids(prompt)) or (self.call is not None and self._says(prompt, "negative_prompt"))
+        prompt = prompts[row]
+        return prompt is not None and (not any(read_ids(prompt)) or self._says(prompt, "negative_prompt"))
 
     def _says(self, prompt: Prompt, kind: str) -> bool:
         """Whether the caller or the pipeline's call says that a text is a prompt, or a negative one."""
@@ -332,15 +334,11 @@ def _reads(tokens: Tokens, text: str) -> bool:
 
 
 def _padded(text: Text, prompts: Sequence[str], length: int) -> torch.Tensor:
-    ids = [
-        ids_of(text.tokenizer, prompt, truncation=True, max_length=length, padding="max_length") for prompt in prompts
-    ]
-    return torch.tensor(ids)
+    settings = {"truncation": True, "max_length": length, "padding": "max_length"}
+    return torch.tensor([ids_of(text.tokenizer, prompt, **settings) for prompt in prompts])
 
 
 def _shown(prompt: Prompt | None) -> str:
     if prompt is None:
         return "a text that was encoded elsewhere"
-    return (
-        repr(prompt[0].tokenizer.decode(content(prompt[0].tokenizer, prompt[0].ids)).strip()) if prompt else "nothing"
-    )
+    return repr(prompt[0].tokenizer.decode(read_ids(prompt)[0]).strip()) if prompt else "nothing"

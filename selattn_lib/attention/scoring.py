@@ -11,11 +11,12 @@ import xarray as xr
 from diffusers import DiffusionPipeline
 
 from ..maps.relevance import HeadRelevance
-from ..models.families import UNet, split_heads
+from ..models.families import Outputs, UNet, split_heads
 from ..models.tokens import word_tokens
 from .embeddings import device_of
-from .trace import Generation, Trace
+from .trace import Generation, Prompts, Trace
 
+Concepts = Mapping[str, Sequence[str]]  # name -> words
 WORDS_AT_ONCE = 64  # concept words encoded together
 
 
@@ -23,13 +24,7 @@ class RelevanceCounter(Trace):
     """The votes of every head, in the images made inside a `with score_heads(...)` block."""
 
     def __init__(
-        self,
-        pipe: Any,
-        concepts: Mapping[str, Sequence[str]],
-        seed: int,
-        units: Iterable[int] | None,
-        start_token: bool,
-        prompt: str | Sequence[str] | None,
+        self, pipe: Any, concepts: Concepts, seed: int, units: Iterable[int] | None, start_token: bool, prompt: Prompts
     ) -> None:
         super().__init__(pipe, prompt)
         if not isinstance(self.family, UNet):
@@ -97,9 +92,7 @@ class RelevanceCounter(Trace):
         parts = self._attended.split([layer.n_heads for layer in self.heads], dim=1)
         return {number: part.flatten() for number, part in enumerate(parts)}
 
-    def attend(
-        self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor, seen: dict[str, torch.Tensor]
-    ) -> None:
+    def attend(self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor, seen: Outputs) -> None:
         assert self._attended is not None
         if number not in self._keys:
             # As the layer gets its text: weights may be stored in another type. `forward` rather than a call: hooks
@@ -149,7 +142,7 @@ class RelevanceCounter(Trace):
 @contextmanager
 def score_heads(
     pipe: DiffusionPipeline,
-    concepts: Mapping[str, Sequence[str]],
+    concepts: Concepts,
     *,
     seed: int = 0,
     units: Iterable[int] | None = None,

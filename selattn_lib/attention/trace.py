@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import torch
 
-from ..models.families import find_family
+from ..models.families import Outputs, find_family
 from ..models.heads import cross_attention_heads
 from ..models.tokens import Prompt
 from .pipeline_calls import PipelineCall, pipeline_calls
@@ -43,6 +43,9 @@ class Generation:
     seen: set[int] = field(default_factory=set)  # layers
 
 
+Prompts = str | Sequence[str] | None  # of whoever opens a block; None: as the pipeline's call says
+
+
 class Trace:
     """Hands the conditional queries and the keys of every layer that attends to the text to a subclass.
 
@@ -50,7 +53,7 @@ class Trace:
     network (`call`), and in each of `layers` in each call (`attend`).
     """
 
-    def __init__(self, pipe: Any, prompt: str | Sequence[str] | None = None) -> None:
+    def __init__(self, pipe: Any, prompt: Prompts = None) -> None:
         self.pipe = pipe
         self.family, self.network = find_family(pipe)
         self.heads = cross_attention_heads(pipe)
@@ -106,9 +109,7 @@ class Trace:
         """The layers for which `attend` is to be handed the values and what became of them."""
         return set()
 
-    def attend(
-        self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor, seen: dict[str, torch.Tensor]
-    ) -> None:
+    def attend(self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor, seen: Outputs) -> None:
         """Layer `number` attends with query and key, (image, head, pixel or token, channel), the text's keys first.
 
         `seen` has the outputs of its submodules, (image, ...), and "used", what its heads put out together, where that
@@ -135,7 +136,7 @@ class Trace:
             hook(self.network.register_forward_pre_hook, self._on_network_call, with_kwargs=True)
             for text in self._texts:
                 if text.encoder is not None:
-                    see = partial(self._on_text_encoder, text)
+                    see = partial(self._rows.on_text_encoder, text)
                     hook(text.encoder.register_forward_hook, see, with_kwargs=True)
             for number in self.layers:
                 attention = self.modules[number]
@@ -189,9 +190,6 @@ class Trace:
         finally:
             self._leave()
             self._rows.begin(None)
-
-    def _on_text_encoder(self, text: Any, encoder: Any, args: tuple, kwargs: dict, output: Any) -> None:
-        self._rows.on_text_encoder(text, args, kwargs, output)
 
     def _on_network_call(self, network: Any, args: tuple, kwargs: dict) -> None:
         arguments = self._signature.bind(network, *args, **kwargs).arguments
@@ -302,12 +300,8 @@ class Trace:
 
     @torch.no_grad()
     def _on_layer(self, number: int, attention: Any, args: tuple, kwargs: dict, output: Any) -> None:
-        outputs, generation = self._outputs[number], self._generation
-        if (
-            generation is None
-            or self._reading is None
-            or any(name not in outputs for name in self.family.watched(attention))
-        ):
+        outputs, generation, watched = self._outputs[number], self._generation, self.family.watched(attention)
+        if generation is None or self._reading is None or not outputs.keys() >= {*watched}:
             return
         if number in self._ran:
             raise ValueError(
@@ -317,7 +311,7 @@ class Trace:
             raise ValueError(f"{self._named(number)} was given a mask, which capture does not reproduce.")
         if "used" not in outputs and number in self._unproven and getattr(attention, "to_out", None) is None:
             outputs["used"] = output[:, generation.n_tokens :]  # text and image as one sequence
-        batch = len(outputs[self.family.watched(attention)[0]])
+        batch = len(outputs[watched[0]])
         conditional = {name: value[self._reading.rows] for name, value in outputs.items() if len(value) == batch}
         outputs.clear()
         self._ran.add(number)

@@ -9,15 +9,7 @@ import numpy as np
 import xarray as xr
 from scipy.stats import binomtest
 
-from .statistics import (
-    Difference,
-    Interval,
-    direction,
-    format_p,
-    paired_difference,
-    percentile,
-    statement,
-)
+from .statistics import Difference, Interval, direction, format_p, paired_difference, percentile, statement
 
 
 def differences(scores: xr.DataArray, first: str, second: str) -> str:
@@ -192,14 +184,10 @@ def weakened(presence: Mapping[tuple[str, str, int], xr.Dataset], concept: str, 
     """What is left of a concept, and of another, when so many of its heads are off, from the `presence` in the pictures
     of (concept, order of the heads, number of heads off)."""
     sentences = []
+    orders = (("none", 0), ("most relevant first", heads), ("least relevant first", heads))
     for measure in ("area", "score"):
-        on, most, least = (
-            presence[concept, *order][measure]
-            for order in (("none", 0), ("most relevant first", heads), ("least relevant first", heads))
-        )
-        before, after = (
-            float(presence[other, *order][measure].mean()) for order in (("none", 0), ("most relevant first", heads))
-        )
+        on, most, least = (presence[concept, *order][measure] for order in orders)
+        before, after = (float(presence[other, *order][measure].mean()) for order in orders[:2])
         sentences.append(
             f"With {heads} heads off, the {measure} of {concept} is {float(most.mean()):.3f} if they are the most "
             f"relevant to it and {float(least.mean()):.3f} if the least, {float(on.mean()):.3f} with all heads on: "

@@ -18,6 +18,7 @@ from .statistics import bootstrap_mean
 THRESHOLDS = (0.3, 0.4, 0.5)  # the paper's
 GRID = tuple(round(0.05 * i, 2) for i in range(1, 20))  # thresholds of a surface
 SCORES = ("average precision", "best IoU", "pointing game")
+Score = Callable[[torch.Tensor, np.ndarray], np.ndarray]
 FLOOR = 1e-6  # of a mean attention, in maps that go from 0 to 1
 
 
@@ -383,9 +384,8 @@ def presence(maps: HeadMaps) -> xr.Dataset:
     """
     area = np.array([maps.truth(image).mean() for image in range(maps.n_images)])
     score = np.nan_to_num(maps.dataset["truth_score"].values)
-    return xr.Dataset({"area": ("image", area), "score": ("image", score)}).assign_coords(
-        subject=("image", maps.subjects)
-    )
+    subject = {"subject": ("image", maps.subjects)}
+    return xr.Dataset({"area": ("image", area), "score": ("image", score)}, subject)
 
 
 def _count(masks: np.ndarray) -> np.ndarray:
@@ -395,13 +395,7 @@ def _count(masks: np.ndarray) -> np.ndarray:
 
 
 def _each_image(
-    maps: HeadMaps,
-    heads: Any,
-    score: Callable[[torch.Tensor, np.ndarray], np.ndarray],
-    dim: str,
-    labels: Sequence[Any],
-    word: int | str,
-    truth: str,
+    maps: HeadMaps, heads: Any, score: Score, dim: str, labels: Sequence[Any], word: int | str, truth: str
 ) -> xr.DataArray:
     """(image, ..., dim) from `score`, which gives (set, label) of heat maps (set, y, x) and a mask (y, x)."""
     weights = maps.weights(heads)

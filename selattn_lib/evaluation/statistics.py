@@ -13,6 +13,8 @@ from scipy.stats import bootstrap, permutation_test, rankdata, spearmanr
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import roc_curve
 
+GREATER: dict[str, Any] = {"vectorized": True, "alternative": "greater"}  # of permutation tests
+
 
 class Interval(NamedTuple):
     """A mean and its 95 % bootstrap interval, printed as `0.780 [0.728, 0.824]`.
@@ -120,9 +122,8 @@ def bootstrap_mean(values: Any, groups: Any = None, *, seed: int = 0, draws: int
         return sums.sum(axis=axis) / sizes.sum(axis=axis)
 
     rng = np.random.default_rng(seed)
-    ends = bootstrap(
-        (sums, sizes), mean_of_drawn, paired=True, vectorized=True, n_resamples=draws, method="percentile", rng=rng
-    ).confidence_interval
+    settings: Any = {"paired": True, "vectorized": True, "method": "percentile"}
+    ends = bootstrap((sums, sizes), mean_of_drawn, n_resamples=draws, rng=rng, **settings).confidence_interval
     return Interval(mean, float(ends.low), float(ends.high))
 
 
@@ -175,15 +176,8 @@ def paired_difference(
     def distance(sums: np.ndarray, axis: int) -> np.ndarray:
         return np.abs(sums.sum(axis=axis)).round(12)  # patterns of one mean are equal, whatever the order of the sum
 
-    test = permutation_test(
-        (sums,),
-        distance,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=flips,
-        alternative="greater",
-        rng=np.random.default_rng([seed, 1]),
-    )
+    rng = np.random.default_rng([seed, 1])
+    test = permutation_test((sums,), distance, permutation_type="samples", n_resamples=flips, rng=rng, **GREATER)
     return Difference(*interval, float(test.pvalue))
 
 
@@ -286,15 +280,8 @@ def rank_correlation(first: Any, second: Any, *, seed: int = 0, draws: int = 999
     def strength(ranks: np.ndarray, axis: int) -> np.ndarray:
         return np.abs(np.moveaxis(ranks, axis, -1) @ other).round(9)
 
-    test = permutation_test(
-        (one,),
-        strength,
-        permutation_type="pairings",
-        vectorized=True,
-        n_resamples=draws,
-        alternative="greater",
-        rng=np.random.default_rng(seed),
-    )
+    rng = np.random.default_rng(seed)
+    test = permutation_test((one,), strength, permutation_type="pairings", n_resamples=draws, rng=rng, **GREATER)
     return float(spearmanr(one, other).statistic), float(test.pvalue)
 
 

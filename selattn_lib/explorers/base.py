@@ -23,6 +23,9 @@ from ..models.heads import head_table
 from .items import Item, items_of, pack_maps, unpacked
 from .view import THRESHOLDS, ExplorerView
 
+Maps = HeadMaps | Sequence[HeadMaps]
+Rankings = HeadRelevance | Mapping[str, Any]  # the latter: concept -> all heads, the most relevant first
+
 
 class Setting:
     """A control's value as an attribute. Setting it moves the control, and the view even without a browser."""
@@ -59,14 +62,7 @@ class Explorer(widgets.VBox):
     image = Setting("image")
     word = Setting("word")
 
-    def __init__(
-        self,
-        maps: HeadMaps | Sequence[HeadMaps],
-        rankings: HeadRelevance | Mapping[str, Any],
-        heads: Any,
-        k: int,
-        threshold: float,
-    ) -> None:
+    def __init__(self, maps: Maps, rankings: Rankings, heads: Any, k: int, threshold: float) -> None:
         super().__init__()
         scores = {}
         if isinstance(rankings, HeadRelevance):
@@ -98,7 +94,7 @@ class Explorer(widgets.VBox):
         self.view.grid = _rows_of_grids(self.view.grids) if heads is None else _rows_of_layers(heads)
         self.controls["k"].value, self.controls["threshold"].value = k, threshold
 
-    def show(self, maps: HeadMaps | Sequence[HeadMaps]) -> None:
+    def show(self, maps: Maps) -> None:
         """Show other pictures, with the same heads: `maps` as the explorer was made with.
 
         Raises ValueError where sizes do not fit together.

@@ -95,7 +95,6 @@ class DiagnosisExplorer(Explorer):
         return {concept: heat > self.threshold for concept, heat in self.heat.items()}
 
     def static_html(self) -> HTML:
-        sets: dict[str, Any] = {
-            METHODS["top k"][1].format(k=self.k, concept=concept): heads for concept, heads in self.heads.items()
-        }
+        title = METHODS["top k"][1]
+        sets = {title.format(k=self.k, concept=concept): heads for concept, heads in self.heads.items()}
         return self.strip({**sets, "all heads (DAAM)": "all"})

@@ -85,8 +85,8 @@ def unpacked(
     for row, shift in zip(np.frombuffer(packed, "<f2").reshape(len(shifts), -1), shifts, strict=True):
         values = np.split(row.astype(np.float32) * np.float32(2.0**-shift), np.cumsum(sizes)[:-1])
         arrays = [
-            part.reshape(1, 1, -1, grid["height"], grid["width"]) for part, grid in zip(values, grids, strict=True)
+            (grid["heads"], part.reshape(1, 1, -1, grid["height"], grid["width"]))
+            for part, grid in zip(values, grids, strict=True)
         ]
-        numbers = [grid["heads"] for grid in grids]
-        items.append(HeadMaps.from_grids(list(zip(numbers, arrays, strict=True)), [""], size))
+        items.append(HeadMaps.from_grids(arrays, [""], size))
     return items

@@ -102,14 +102,10 @@ class Workbench(widgets.VBox):
             self.progress.value = min(step + 1, self.progress.max)
             return tensors
 
+        settings: dict[str, Any] = {"num_inference_steps": self.steps.value, "guidance_scale": self.guidance}
+        settings |= {"generator": torch.Generator().manual_seed(self.seed.value), "callback_on_step_end": count}
         with capture(self.pipe, words) as captured:
-            [image] = self.pipe(
-                self.prompt.value,
-                num_inference_steps=self.steps.value,
-                guidance_scale=self.guidance,
-                generator=torch.Generator().manual_seed(self.seed.value),
-                callback_on_step_end=count,
-            ).images
+            [image] = self.pipe(self.prompt.value, **settings).images
         truths = {f"truth_{word}": mask[None] for word in words if (mask := self._true_mask(image, word)) is not None}
         self.maps = captured.head_maps().with_pictures([image], **truths)
         self._show(self.maps)

@@ -196,9 +196,8 @@ def interval_scatter(
     text = {"text": list(names), "mode": "markers+text", "textposition": "top center", "textfont": {"size": 10}}
     style = {"marker": {"color": COLOURS[1], "size": 8}}
     hover = "%{text}<br>%{x:.3f}, %{y:.3f}<extra></extra>"
-    figure = go.Figure(
-        go.Scatter(x=rounded(places), y=rounded(mean), error_y=bars, hovertemplate=hover, **text, **style)
-    )
+    figure = go.Figure()
+    figure.add_scatter(x=rounded(places), y=rounded(mean), error_y=bars, hovertemplate=hover, **text, **style)
     figure.add_hline(0, line={"color": INK, "width": 1, "dash": "dot"})
     figure.update_xaxes(title=x)
     figure.update_yaxes(title=y)

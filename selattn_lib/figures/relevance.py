@@ -280,13 +280,11 @@ def rank_stability(
     edge = {"color": INK, "width": 1, "dash": "dot"}
     corners = {"x0": 0, "y0": 0, "x1": top + 0.5, "y1": top + 0.5}
     figure.add_shape(type="rect", fillcolor=FAINT, line=edge, layer="below", **corners)
+    hover = "%{text}<br>rank %{x}, then %{y}<extra></extra>"
     for block in dict.fromkeys(blocks.tolist()):
         x, y = (rankdata(-scores)[blocks == block].tolist() for scores in (first, second))
         marker = {"size": 7, "color": BLOCK_COLOURS.get(block, COLOURS[0]), "opacity": 0.85}
-        text = {
-            "text": names[blocks == block].tolist(),
-            "hovertemplate": "%{text}<br>rank %{x}, then %{y}<extra></extra>",
-        }
+        text = {"text": names[blocks == block].tolist(), "hovertemplate": hover}
         figure.add_scatter(x=x, y=y, name=block, mode="markers", marker=marker, **text)
     figure.update_xaxes(title="rank, first half")
     figure.update_yaxes(title="rank, second half")

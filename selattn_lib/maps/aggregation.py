@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 import xarray as xr
 
+ROUNDING = 1e-5  # of a map's highest value: what differs less is not told from a constant map
+
 
 def normalise(heat: Any) -> Any:
     """Min-max normalise maps to [0, 1].
@@ -20,7 +22,12 @@ def normalise(heat: Any) -> Any:
     Returns
     -------
     array or xarray.DataArray (..., y, x)
-        float32; zeros for a map that is constant.
+        float32; zeros for a map that is constant, rounding aside.
+
+    Raises
+    ------
+    ValueError
+        If a map has values that are NaN or infinite.
 
     Examples
     --------
@@ -33,9 +40,13 @@ def normalise(heat: Any) -> Any:
 
 def normalise_(heat: torch.Tensor) -> torch.Tensor:
     """`normalise` in place, on a tensor (..., y, x)."""
-    heat -= heat.amin(dim=(-2, -1), keepdim=True)
-    high = heat.amax(dim=(-2, -1), keepdim=True)
-    return heat.div_(torch.where(high > 0, high, 1))
+    low, high = heat.amin(dim=(-2, -1), keepdim=True), heat.amax(dim=(-2, -1), keepdim=True)
+    if not torch.isfinite(high - low).all():
+        raise ValueError(
+            "a map of attention is NaN or infinite: expected numbers in [0, 1]; draw again in fp32 or bf16"
+        )
+    constant = high - low <= ROUNDING * torch.maximum(high.abs(), low.abs())
+    return heat.sub_(low).div_(torch.where(constant, torch.inf, high - low))
 
 
 def upsample(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

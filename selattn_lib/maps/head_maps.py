@@ -287,12 +287,7 @@ class HeadMaps:
         return xr.DataArray(heat.numpy(), dims=("y", "x"))
 
     def heatmaps(
-        self,
-        weights: Any,
-        *,
-        image: int = 0,
-        word: int | str = 0,
-        size: tuple[int, int] | None = None,
+        self, weights: Any, *, image: int = 0, word: int | str = 0, size: tuple[int, int] | None = None
     ) -> Iterator[torch.Tensor]:
         """Yield the heat maps of many sets of heads, some at a time.
 

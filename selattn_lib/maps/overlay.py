@@ -24,12 +24,7 @@ def colour_map(name: str = "Viridis") -> np.ndarray:
 
 
 def overlay(
-    image: np.ndarray,
-    heat: Any,
-    *,
-    threshold: float | None = None,
-    truth: Any = None,
-    zoom: int | None = None,
+    image: np.ndarray, heat: Any, *, threshold: float | None = None, truth: Any = None, zoom: int | None = None
 ) -> np.ndarray:
     """The picture's lightness under the colours of a heat map, uint8 RGB (y, x, rgb), enlarged `zoom` times.
 

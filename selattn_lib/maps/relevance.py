@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
-from zipfile import BadZipFile
 
 import numpy as np
 import xarray as xr
@@ -108,7 +107,7 @@ class HeadRelevance:
         file = _arrays(path)
         if missing := {"scores", "concepts", "heads"} - set(file):
             raise ValueError(f"{path} holds {sorted(file)} but no {sorted(missing)}; save() writes them.")
-        concepts, heads = file["concepts"].tolist(), file["heads"].tolist()
+        concepts, heads = (np.atleast_1d(file[name]).tolist() for name in ("concepts", "heads"))
         scores = _normed(_table(file["scores"], concepts, heads, path), path)
         return cls(scores, _table(file["counts"], concepts, heads, path) if "counts" in file else None)
 
@@ -159,7 +158,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         file: Any = np.load(path, allow_pickle=False)
         return {"": file} if isinstance(file, np.ndarray) else {name: file[name] for name in file}
-    except (ValueError, EOFError, BadZipFile) as error:
+    except Exception as error:  # of many types: it depends on where a file is damaged
         raise ValueError(f"{path} is damaged, or pickled, and is not read: {error}") from error
 
 
@@ -169,19 +168,17 @@ def _table(values: np.ndarray, concepts: Sequence[str], heads: Sequence[str], so
             f"{source} holds an array of shape {values.shape}; {len(concepts)} concepts x {len(heads)} heads "
             "were expected."
         )
-    parts = [HEAD_NAME.fullmatch(head) for head in heads]
-    if bad := [head for head, part in zip(heads, parts, strict=True) if not part] or _repeated(heads):
+    if values.dtype.kind not in "fiu" or not all(isinstance(name, str) for name in [*concepts, *heads]):
+        raise ValueError(f"{source} holds an array of {values.dtype}, or odd names: expected numbers, and text.")
+    if bad := [head for head, times in Counter(heads).items() if times > 1 or not HEAD_NAME.fullmatch(head)]:
         raise ValueError(
             f"{source} names heads {bad[:3]}: expected names such as 'down, layer: 0, head: 3', each once."
         )
-    rank = [(UNet.blocks.index(part[1]), int(part[2]), int(part[3])) for part in parts if part]
+    parts = [part for head in heads if (part := HEAD_NAME.fullmatch(head))]
+    rank = [(UNet.blocks.index(part[1]), int(part[2]), int(part[3])) for part in parts]
     coords = {"concept": list(concepts), "head": list(heads)}
     table = xr.DataArray(values, dims=("concept", "head"), coords=coords)
     return table.isel(head=sorted(range(len(heads)), key=rank.__getitem__))
-
-
-def _repeated(names: Sequence[str]) -> list[str]:
-    return [name for name, times in Counter(names).items() if times > 1]
 
 
 def _normed(scores: xr.DataArray, source: Path) -> xr.DataArray:

@@ -16,6 +16,9 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxAttention
 
+Outputs = dict[str, torch.Tensor]  # of the submodules of a layer, by name
+QueryKey = tuple[torch.Tensor, torch.Tensor]
+
 
 @dataclass(frozen=True)
 class TextAttention:
@@ -86,9 +89,7 @@ class Family:
         """The submodules of a layer that make the values (row, token or pixel, head * channel), in the keys' order."""
         return ("add_v_proj", "to_v") if attention.added_kv_proj_dim is not None else ("to_v",)
 
-    def query_key(
-        self, attention: Any, seen: dict[str, torch.Tensor], tokens: int, options: dict[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def query_key(self, attention: Any, seen: Outputs, tokens: int, options: dict[str, Any]) -> QueryKey:
         """Queries (row, head, pixel, channel) and keys (row, head, token, channel) as the softmax gets them.
 
         The first `tokens` keys are the text's; where image and text share one softmax, the image's follow. `seen`
@@ -142,9 +143,7 @@ class UNet(Family):
     def watched(self, attention: Any) -> tuple[str, ...]:
         return "to_q", "to_k"
 
-    def query_key(
-        self, attention: Any, seen: dict[str, torch.Tensor], tokens: int, options: dict[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def query_key(self, attention: Any, seen: Outputs, tokens: int, options: dict[str, Any]) -> QueryKey:
         return split_heads(seen["to_q"], attention.heads), split_heads(seen["to_k"], attention.heads)
 
 
@@ -175,20 +174,14 @@ class StableDiffusion3(Family):
         ]
 
     def call(self, arguments: dict[str, Any]) -> Call:
-        return Call(
-            arguments["hidden_states"],
-            arguments["encoder_hidden_states"],
-            arguments["timestep"],
-            counts=arguments.get("skip_layers") is None,
-        )
+        counts = arguments.get("skip_layers") is None
+        return Call(arguments["hidden_states"], arguments["encoder_hidden_states"], arguments["timestep"], counts)
 
     def watched(self, attention: Any) -> tuple[str, ...]:
         outputs = (("norm_q", "to_q"), ("norm_k", "to_k"), ("norm_added_k", "add_k_proj"))
         return tuple(projection if getattr(attention, norm) is None else norm for norm, projection in outputs)
 
-    def query_key(
-        self, attention: Any, seen: dict[str, torch.Tensor], tokens: int, options: dict[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def query_key(self, attention: Any, seen: Outputs, tokens: int, options: dict[str, Any]) -> QueryKey:
         outputs = (seen[name] for name in self.watched(attention))
         query, image_key, text_key = (x if x.ndim == 4 else split_heads(x, attention.heads) for x in outputs)
         return query, torch.cat([text_key, image_key], dim=2)
@@ -229,9 +222,7 @@ class Flux(Family):
         joint = attention.added_kv_proj_dim is not None
         return ("norm_q", "norm_k", "norm_added_k") if joint else ("norm_q", "norm_k")
 
-    def query_key(
-        self, attention: Any, seen: dict[str, torch.Tensor], tokens: int, options: dict[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def query_key(self, attention: Any, seen: Outputs, tokens: int, options: dict[str, Any]) -> QueryKey:
         query, key = seen["norm_q"], seen["norm_k"]  # (row, position, head, channel)
         if "norm_added_k" in seen:
             key = torch.cat([seen["norm_added_k"], key], dim=1)

@@ -49,11 +49,8 @@ class Heads:
     @property
     def names(self) -> list[str]:
         """One name per head, such as ``down, layer: 0, head: 3``."""
-        return [
-            f"{layer.block}, layer: {layer.index}, head: {head}"
-            for layer in self.layers
-            for head in range(layer.n_heads)
-        ]
+        places = zip(self.block, self.layer, self.head, strict=True)
+        return [f"{block}, layer: {layer}, head: {head}" for block, layer, head in places]
 
     @property
     def block(self) -> np.ndarray:
@@ -72,12 +69,8 @@ class Heads:
 
     def coords(self) -> dict[str, Any]:
         """Coordinates for an xarray object with a dimension `head`."""
-        return {
-            "head": self.names,
-            "block": ("head", self.block),
-            "layer": ("head", self.layer),
-            "head_in_layer": ("head", self.head),
-        }
+        along = {"block": self.block, "layer": self.layer, "head_in_layer": self.head}
+        return {"head": self.names, **{name: ("head", values) for name, values in along.items()}}
 
 
 def cross_attention_heads(pipe_or_network: Any) -> Heads:
@@ -123,12 +116,11 @@ def cross_attention_heads(pipe_or_network: Any) -> Heads:
     by_block = [[layer for layer in attentions if layer.block == block] for block in family.blocks]
     listed = [(i, layer) for members in by_block for i, layer in enumerate(members)]
     firsts = accumulate((layer.attention.heads for _, layer in listed), initial=0)
-    return Heads(
-        tuple(
-            Layer(layer.name, layer.block, i, layer.attention.heads, first, layer.stride)
-            for (i, layer), first in zip(listed, firsts, strict=False)
-        )
+    layers = (
+        Layer(layer.name, layer.block, i, layer.attention.heads, first, layer.stride)
+        for (i, layer), first in zip(listed, firsts, strict=False)
     )
+    return Heads(tuple(layers))
 
 
 HEAD_NAME = re.compile(r"(\w+), layer: (\d+), head: (\d+)")

@@ -2,11 +2,14 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
+from itertools import chain
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,8 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 EMBEDDED = "emoji-sd"
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+INDEX_LIMIT, WEIGHTS_LIMIT = 60, 3600  # seconds that a hub may take for a model's index, and for all of it
 
 DEVICES = ("cpu", "cuda", "mps")
 
@@ -89,8 +94,8 @@ def load_pipeline(
         If `name` is none of these, or names a pipeline of another kind, or if there is no such device or nothing to
         offload from.
     OSError
-        With what to do, if the hub cannot be reached or does not let you in, or if a file of the model is missing or
-        damaged.
+        With what to do, if the hub cannot be reached, does not let you in, or takes more than a minute for the model's
+        index or an hour for all of it; or if a file of the model is missing or damaged.
 
     Examples
     --------
@@ -103,22 +108,18 @@ def load_pipeline(
         raise ValueError("offload=True on the cpu, where the model already is: expected a device of cuda or mps")
     source, index = model_source(name), model_index(name, revision)
     networks = {family.network.__name__: family.part for family in FAMILIES}
-    parts = {part: index[part][1] for part in ("unet", "transformer") if part in index}
+    parts = {part: index[part][1] for part in ("unet", "transformer") if index.get(part)}
     if not any(networks.get(network) == part for part, network in parts.items()):
         raise ValueError(
             f"model {str(name)!r} is a {index.get('_class_name')} with {parts or 'no unet and no transformer'}; "
             f"expected a pipeline of a {', '.join(networks)}"
         )
-    checker = {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in index else {}
+    settings: Any = {"dtype": dtype or DTYPES[default_dtype(name, device, revision)], "revision": revision}
+    if "safety_checker" in index:
+        settings |= {"safety_checker": None, "requires_safety_checker": False}
     with explaining_load_errors(str(name), source):
         check_shards(source)
-        pipe = DiffusionPipeline.from_pretrained(
-            source,
-            dtype=dtype or DTYPES[default_dtype(name, device, revision)],
-            revision=revision,
-            use_safetensors=True,
-            **checker,
-        )
+        pipe = within(WEIGHTS_LIMIT, DiffusionPipeline.from_pretrained, source, use_safetensors=True, **settings)
     pipe.set_progress_bar_config(disable=True)
     if offload:
         pipe.enable_model_cpu_offload(device=device)
@@ -130,7 +131,19 @@ def model_index(name: str | Path, revision: str | None = None) -> dict[str, Any]
     """part of a pipeline -> [library, class]; raises as `load_pipeline` does."""
     source = model_source(name)
     with explaining_load_errors(str(name), source):
-        return DiffusionPipeline.load_config(source, revision=revision)
+        return dict(within(INDEX_LIMIT, DiffusionPipeline.load_config, source, revision=revision))
+
+
+def within(seconds: float, load: Callable[..., Any], source: str, **settings: Any) -> Any:
+    """What `load` makes of a folder, or of a hub id: then TimeoutError if it takes longer, as where a hub drips, or
+    says to come back in an hour."""
+    if Path(source).is_dir():
+        return load(source, **settings)
+    try:
+        with ThreadPool(1) as threads:  # of which nobody waits for one that hangs
+            return threads.apply_async(load, (source,), settings).get(seconds)
+    except multiprocessing.TimeoutError as error:
+        raise TimeoutError(f"no whole answer in {seconds} s; HF_HUB_OFFLINE=1 reads the cache alone") from error
 
 
 def default_dtype(name: str | Path, device: str, revision: str | None = None) -> str:
@@ -143,7 +156,8 @@ def default_dtype(name: str | Path, device: str, revision: str | None = None) ->
 def check_shards(source: str) -> None:
     """Raise OSError if an index in a folder names what is no safetensors file in it, which libraries would open."""
     folder = os.path.abspath(source)
-    for index in Path(folder).rglob("*.safetensors.index*.json"):
+    indices = [Path(folder).glob(f"{part}*.safetensors.index*.json") for part in ("", "*/")]  # a part may be a link
+    for index in chain(*indices):
         for name in json.loads(index.read_text())["weight_map"].values():
             path = os.path.normpath(index.parent / name)  # a link may lead out of the folder, as in the hub's cache
             if not path.startswith(folder + os.sep) or not path.endswith(".safetensors"):
@@ -209,7 +223,8 @@ def unet_layout(name: str | Path) -> UNet2DConditionModel:
         if "unet" not in model_index(name):
             raise ValueError(f"model {str(name)!r} has no UNet: expected one of Stable Diffusion 1.x, 2.x or XL")
         with explaining_load_errors(str(name), source):
-            return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(source, subfolder="unet"))
+            config = within(INDEX_LIMIT, UNet2DConditionModel.load_config, source, subfolder="unet")
+            return UNet2DConditionModel.from_config(config)
 
 
 def model_source(name: str | Path) -> str:

@@ -128,8 +128,8 @@ class EmojiSegmenter:
 
     def detect(self, images: Sequence[Image.Image], phrases: Sequence[str]) -> list[Detection]:
         """The `Detection` of each phrase in its image; ValueError on a phrase that is no word, meaning or concept."""
-        looked_for = [phrase if phrase in MEANINGS else concepts_of(phrase) for phrase in phrases]
-        return [self._detect(image, what) for image, what in zip(images, looked_for, strict=True)]
+        sought = [looked_for(phrase) for phrase in phrases]
+        return [self._detect(image, what) for image, what in zip(images, sought, strict=True)]
 
     def _detect(self, image: Image.Image, what: str | list[str]) -> Detection:
         prediction = Prediction(self.model, np.asarray(image.convert("RGB"))[None])
@@ -143,8 +143,11 @@ class EmojiSegmenter:
         return Detection(mask, bounding_box(mask), float(score), int(mask.any()))
 
 
-def concepts_of(phrase: str) -> list[str]:
-    """The concepts of the embedded world that have this word, or this name; ValueError if there is none."""
+def looked_for(phrase: str) -> str | list[str]:
+    """What the embedded segmenter looks for: one meaning of a word, "mouse (Animals)", or the concepts that have this
+    word, or this name; ValueError if there is none."""
+    if phrase in MEANINGS:
+        return phrase
     concepts = [concept for concept, words in glyphs().items() if phrase in words or phrase == concept]
     if not concepts:
         known = sorted({word for words in glyphs().values() for word in words})
@@ -168,9 +171,8 @@ class GroundedSAM:
             check_shards(detector)
             model = transformers.GroundingDinoForObjectDetection.from_pretrained(detector, **LOADING)
             self.detector = model.to(device).eval()
-            self.detector_processor = transformers.GroundingDinoProcessor.from_pretrained(
-                detector, trust_remote_code=False
-            )
+            processor = transformers.GroundingDinoProcessor
+            self.detector_processor = processor.from_pretrained(detector, trust_remote_code=False)
         with explaining_load_errors("grounded-sam", segmenter):
             check_shards(segmenter)
             self.segmenter = transformers.SamModel.from_pretrained(segmenter, **LOADING).to(device).eval()
@@ -204,9 +206,8 @@ class GroundedSAM:
             return []
         inputs = self.segmenter_processor(images, input_boxes=[[box] for box in boxes], return_tensors="pt")
         out = self.segmenter(**inputs.to(self.device, torch.float32), multimask_output=False)
-        masks = self.segmenter_processor.post_process_masks(
-            out.pred_masks.cpu(), inputs["original_sizes"].cpu(), inputs["reshaped_input_sizes"].cpu()
-        )
+        sizes = (inputs[name].cpu() for name in ("original_sizes", "reshaped_input_sizes"))
+        masks = self.segmenter_processor.post_process_masks(out.pred_masks.cpu(), *sizes)
         return [mask[0, 0].numpy() for mask in masks]
 
 
@@ -233,9 +234,8 @@ class Sam3:
         square = [np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)) for image in images]
         pixels = torch.from_numpy(np.stack(square)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
         length = self.model.config.text_config.max_position_embeddings
-        text = self.tokenizer(
-            list(phrases), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        )
+        settings = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+        text = self.tokenizer(list(phrases), **settings)
         out = self.model(pixel_values=pixels.to(self.device), **text.to(self.device))
         scores = (out.pred_logits.sigmoid() * out.presence_logits.sigmoid()).cpu()  # (image, instance)
         detections = []

@@ -2,9 +2,13 @@
 
 import re
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+BYTES = {symbol: byte for byte, symbol in bytes_to_unicode().items()}  # what byte-level tokenizers show bytes as
 
 
 @dataclass
@@ -93,8 +97,8 @@ def find_word(word: str, tokens: Tokens) -> list[int]:
         ids = word_tokens(tokenizer, plain)
         pieces = _pieces(tokenizer, tokens.ids)
         owner = [place for place, piece in enumerate(pieces) for _ in piece]  # of each character
-        pattern = re.escape("".join(_pieces(tokenizer, ids)).strip())
-        spans = re.finditer(rf"(?<!\w){pattern}(?!\w)", "".join(pieces), re.IGNORECASE)
+        pattern = re.escape(_letters("".join(_pieces(tokenizer, ids)).strip()))
+        spans = re.finditer(rf"(?<!\w){pattern}(?!\w)", _letters("".join(pieces)), re.IGNORECASE)
         matches = [owner[span.start() : span.end()] for span in spans]
     if not matches:
         shown = tokenizer.convert_ids_to_tokens(content(tokenizer, tokens.ids))
@@ -108,6 +112,15 @@ def find_word(word: str, tokens: Tokens) -> list[int]:
             raise ValueError(f"{word!r} is not in the prompt: {plain!r} occurs {len(matches)} time(s), counted from 1.")
         matches = [matches[which - 1]]
     return sorted({place for match in matches for place in match})
+
+
+def _letters(text: str) -> str:
+    """A text in which every byte of a letter is a letter, though its symbol in a byte-level tokenizer may be a sign, at
+    which a word would seem to end; of the same length."""
+    characters = bytes(BYTES.get(symbol, 32) for symbol in text).decode(errors="surrogateescape")
+    in_letters = [len(c.encode(errors="surrogateescape")) * [c.isalnum()] for c in characters]
+    known = zip(text, chain(*in_letters), strict=True)
+    return "".join(chr(0x4E00 + ord(s)) if letter and not s.isalnum() else s for s, letter in known)
 
 
 def _pieces(tokenizer: Any, ids: list[int]) -> list[str]:

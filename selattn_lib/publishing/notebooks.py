@@ -4,23 +4,24 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
 
+from ..studies.digests import files_digest
 from ..studies.store import FORMAT
 
 LIBRARY = Path(__file__).parents[1]
 DECISIVE = ("data/*", "emoji/weights*/**/*", "emoji/art.zip", "emoji/glyphs.yaml", "emoji/hrv.npz")  # of LIBRARY
-TEXT = {".csv", ".json", ".txt", ".yaml"}  # whose line ends depend on the checkout
 MARKS = "fingerprints.json"  # beside notebooks: what each was executed with
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -32,10 +33,28 @@ class NotebookFailed(ChildProcessError):
     """A cell of a notebook raised; the message is one line: notebook, cell, error."""
 
 
+def read(path: Path) -> NotebookNode:
+    """A notebook; ValueError, with the file's name, if it is none."""
+    try:
+        nb = nbformat.read(path, as_version=4)
+        nbformat.validate(nb, relax_add_props=True)
+        return nb
+    except (ValueError, KeyError, TypeError, AttributeError, nbformat.ValidationError) as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise ValueError(f"{path} is no notebook, or is broken off ({reason}): put it back, or delete it") from error
+
+
+def replace(path: Path, nb: NotebookNode | bytes) -> None:
+    """Write a notebook aside and then into its place, so that it is whole whenever it is there."""
+    draft = path.with_suffix(".draft")
+    draft.write_bytes(nb if isinstance(nb, bytes) else f"{nbformat.writes(nb)}\n".encode())
+    os.replace(draft, path)
+
+
 def fingerprint(notebook: Path, parameters: Mapping[str, Any]) -> str:
     """Hash of what decides a notebook's outputs: its cells, the parameters, the embedded model and the concepts, and
     the format of stored studies. What a change of the library does to outputs is found by replaying them."""
-    cells = [(cell.cell_type, cell.source) for cell in nbformat.read(notebook, as_version=4).cells]
+    cells = [(cell.cell_type, cell.source) for cell in read(notebook).cells]
     decisive = [cells, dict(parameters), FORMAT, digest_of_model(LIBRARY)]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -43,18 +62,16 @@ def fingerprint(notebook: Path, parameters: Mapping[str, Any]) -> str:
 @cache
 def digest_of_model(library: Path) -> str:
     """Hash of the files of the library that decide what the embedded model draws, whatever line ends text has."""
-    digest = hashlib.sha256()
     paths = {path for pattern in DECISIVE for path in library.glob(pattern) if path.suffix not in (".md", ".py")}
-    for path in sorted(path for path in paths if path.is_file()):
-        content = path.read_bytes()
-        content = content.replace(b"\r\n", b"\n") if path.suffix in TEXT else content
-        digest.update(f"{path.relative_to(library).as_posix()} {hashlib.sha256(content).hexdigest()}\n".encode())
-    return digest.hexdigest()
+    return files_digest((path for path in paths if path.is_file()), library)
 
 
 def is_current(executed: Path, mark: str) -> bool:
-    """Whether `executed` exists and was made by the sources of the fingerprint `mark`."""
-    return executed.exists() and read_marks(executed.parent).get(executed.name) == mark
+    """Whether `executed` is a notebook that was made by the sources of the fingerprint `mark`."""
+    try:
+        return read_marks(executed.parent).get(executed.name) == mark and bool(read(executed))
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def read_marks(folder: Path) -> dict[str, str]:
@@ -70,9 +87,7 @@ def write_mark(executed: Path, mark: str | None) -> None:
     """Note what a notebook was executed with; None: nothing is known of it any more."""
     marks = {**read_marks(executed.parent), executed.name: mark}
     lines = json.dumps({name: value for name, value in sorted(marks.items()) if value}, indent=1)
-    draft = executed.parent / f"{MARKS}.draft"
-    draft.write_text(lines + "\n", newline="\n")
-    os.replace(draft, executed.parent / MARKS)
+    replace(executed.parent / MARKS, f"{lines}\n".encode())
 
 
 def run_notebook(notebook: Path, out: Path, parameters: Mapping[str, Any], *, again: bool = False) -> bool:
@@ -91,12 +106,14 @@ def run_notebook(notebook: Path, out: Path, parameters: Mapping[str, Any], *, ag
 
         kernel_spec = KernelSpec(**get_kernel_dict())
 
+    from nbclient.exceptions import DeadKernelError
+
     mark = fingerprint(notebook, parameters)
     if is_current(out, mark) and not again:
         return False
     out.parent.mkdir(parents=True, exist_ok=True)
     if is_current(notebook, mark) and not again:
-        shutil.copyfile(notebook, out)
+        replace(out, notebook.read_bytes())
         write_mark(out, mark)
         return False
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
@@ -109,8 +126,9 @@ def run_notebook(notebook: Path, out: Path, parameters: Mapping[str, Any], *, ag
         except papermill.PapermillExecutionError as error:
             reason = " ".join(f"{error.ename}: {error.evalue}".split())
             raise NotebookFailed(f"{notebook.name}: cell [{error.exec_count}] failed: {reason}") from error
-        nbformat.write(stabilised(nbformat.read(draft, as_version=4)), draft)
-        os.replace(draft, out)
+        except DeadKernelError as error:
+            raise NotebookFailed(f"{notebook.name}: its kernel died, most often for want of memory") from error
+        replace(out, stabilised(read(draft)))
     write_mark(out, mark)
     return True
 
@@ -123,9 +141,8 @@ def stabilised(nb: NotebookNode) -> NotebookNode:
     nb.metadata = NotebookNode({name: nb.metadata[name] for name in ("kernelspec", "widgets") if name in nb.metadata})
     nb.metadata["language_info"] = NotebookNode(name="python", pygments_lexer="ipython3")
     for cell in nb.cells:
-        cell.metadata = NotebookNode(
-            {k: v for k, v in cell.metadata.items() if k not in ("papermill", "execution", "ExecuteTime")}
-        )
+        for name in ("papermill", "execution", "ExecuteTime"):
+            cell.metadata.pop(name, None)
         if cell.cell_type == "code":
             cell.outputs = list(merged_streams(cell.outputs))
     names = {old: f"{number:032x}" for number, old in enumerate(widget_order(nb), start=1)}
@@ -135,20 +152,14 @@ def stabilised(nb: NotebookNode) -> NotebookNode:
 
 def merged_streams(outputs: Sequence[NotebookNode]) -> Iterator[NotebookNode]:
     """Standard output as one piece however it was chunked; standard error (progress bars) dropped."""
-    pending = None
-    for output in outputs:
-        if output.output_type == "stream" and output.name == "stderr":
+    kept = [output for output in outputs if output.output_type != "stream" or output.name != "stderr"]
+    for is_stream, group in groupby(kept, lambda output: output.output_type == "stream"):
+        if not is_stream:
+            yield from group
             continue
-        if pending is not None and output.output_type == "stream":
-            pending.text += output.text
-            continue
-        if pending is not None:
-            yield pending
-        pending = output if output.output_type == "stream" else None
-        if pending is None:
-            yield output
-    if pending is not None:
-        yield pending
+        first, *others = group
+        first.text += "".join(output.text for output in others)
+        yield first
 
 
 def widget_order(nb: NotebookNode) -> list[str]:
@@ -179,15 +190,14 @@ def stabilise(notebooks: Sequence[Path], out: Path | None) -> None:
 
     A notebook that is there already, with the same cells and, durations aside, the same outputs, is left as it is.
     """
+    check_names(notebooks)
     for notebook in notebooks:
-        nb = stabilised(nbformat.read(notebook, as_version=4))
+        nb = stabilised(read(notebook))
         target = out / notebook.name if out else notebook
-        if target.exists() and without_durations(nbformat.read(target, as_version=4)) == without_durations(nb):
+        if target.exists() and without_durations(read(target)) == without_durations(nb):
             log(f"{target}: as before")
         else:
-            draft = target.with_suffix(".draft")
-            nbformat.write(nb, draft)
-            os.replace(draft, target)
+            replace(target, nb)
             log(f"{target}: stabilised")
         write_mark(target, read_marks(notebook.parent).get(notebook.name))
 
@@ -208,6 +218,7 @@ def run(notebooks: Sequence[Path], out: Path, parameters: Mapping[str, Any], *, 
     Raises FileNotFoundError if there is no such notebook, ValueError if a parameter is none of any notebook's, both
     before anything is run.
     """
+    check_names(notebooks)
     known = [parameters_of(notebook) for notebook in notebooks]
     if unknown := set(parameters) - set().union(*known):
         names = ", ".join(sorted(set().union(*known)))
@@ -220,12 +231,19 @@ def run(notebooks: Sequence[Path], out: Path, parameters: Mapping[str, Any], *, 
         log(f"      run in {time.monotonic() - start:.0f} s" if ran else "      is current, not run again")
 
 
+def check_names(notebooks: Sequence[Path]) -> None:
+    """ValueError if two notebooks have one name, since one would take the other's place."""
+    if twice := [name for name, times in Counter(path.name for path in notebooks).items() if times > 1]:
+        raise ValueError(f"several notebooks are named {', '.join(twice)}: expected one of each name for one folder")
+
+
 def parameters_of(notebook: Path) -> set[str]:
     """Names of the parameters of a notebook; FileNotFoundError if it does not exist."""
     import papermill
 
     if not notebook.exists():
         raise FileNotFoundError(f"{notebook} does not exist; give a notebook's path, seen from {Path.cwd()}")
+    read(notebook)
     return set(papermill.inspect_notebook(notebook))
 
 

@@ -1,4 +1,4 @@
-"""Plotly figures in the book: a myst-nb renderer for their default mime type.
+"""Plotly figures in the book: a myst-nb renderer for their default mime type. Raw HTML in Markdown outputs is text.
 
 A figure becomes a `<div class="plotly-figure">` that holds its JSON; the book's `figures.js` draws it.
 """
@@ -18,6 +18,8 @@ class PlotlyRenderer:
     @staticmethod
     def handle_mime(renderer, data, inline: bool) -> list[nodes.Element] | None:
         """The figure as raw HTML; None for any other mime type. Loads plotly.js on this page only."""
+        if data.mime_type == "text/markdown":  # of a program, which may repeat a stranger's names
+            data.content = data.string.replace("<", "&lt;")
         if data.mime_type != MIME:
             return None
         # before require.js, beside which plotly.js would register as a module and define no global

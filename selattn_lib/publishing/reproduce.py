@@ -15,14 +15,14 @@ import nbformat
 import psutil
 import torch
 import yaml
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from nbformat.v4 import new_markdown_cell
 from tqdm import tqdm
 
 from ..concepts import benchmark_words
 from ..models.heads import cross_attention_heads
 from ..models.pipelines import DTYPES, model_source, pick_device, unet_layout
-from ..studies.base import StudyBase, concepts_of, runs_folder
+from ..studies.base import StudyBase, concepts_of, is_lack_of_memory, runs_folder
 from ..studies.generated import DiagnosisStudy, Study
 from ..studies.relevance import RelevanceStudy, relevance_for
 from ..studies.store import count_finished
@@ -159,9 +159,8 @@ class Reproduction(ReproduceOptions):
 
     def first_page(self, plan: dict[str, str]) -> str:
         """The first page of the book of this run, in Markdown."""
-        rows = "\n".join(
-            f"| {name} | {plan[name]} |" for name in ("model", "device", "relevance", "benchmark", "masks")
-        )
+        shown = ("model", "device", "relevance", "benchmark", "masks")
+        rows = "\n".join(f"| {name} | {plan[name]} |" for name in shown)
         uses_segmenter = [study for study in self.studies() if isinstance(study, Study | DiagnosisStudy)]
         found = "\n".join(row for study in uses_segmenter for row in outcomes(study))
         return f"""# The paper's experiments on {self.model}
@@ -218,8 +217,8 @@ def time_call(unet: Any, device: str, dtype: str, images: int) -> tuple[float, i
             with torch.no_grad():
                 unet(sample, 500, text, added_cond_kwargs=more).sample.sum().item()
             seconds = time.perf_counter() - start
-    except RuntimeError as error:
-        if not should_reduce_batch_size(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_lack_of_memory(error):
             raise
         what = f"a UNet call on {images} images in {dtype} does not fit in the memory of {device}"
         raise MemoryError(f"{what}: try a smaller --batch, or --dtype fp16") from error

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from ..concepts import read_lines, read_text
 
+MOST_PIXELS = 100_000_000  # of a picture
 VOC_LABELS = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
     "sofa train tvmonitor"
@@ -60,15 +61,16 @@ def read_masks(source: str | Path, pictures: str | Path = "") -> Iterator[tuple[
 
 def _read_coco(source: Path, pictures: Path) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
     content = json.loads(read_text(source))
-    if missing := {"images", "annotations", "categories"} - set(content if isinstance(content, dict) else ()):
+    lists = {name for name in content if isinstance(content[name], list)} if isinstance(content, dict) else set()
+    if missing := {"images", "annotations", "categories"} - lists:
         raise ValueError(f"{source} has no {sorted(missing)}: expected a COCO file of instances")
     kinds = {"images": ("id", "file_name", "height", "width"), "annotations": ("image_id", "category_id")}
     for kind, needed in {**kinds, "categories": ("id", "name")}.items():
         for entry in content[kind]:
-            if missing := set(needed) - set(entry):
+            if missing := set(needed) - set(entry if isinstance(entry, dict) else ()):
                 raise ValueError(f"{source}: {entry!r}, one of its {kind}, has no {sorted(missing)}")
     # Numbers are written as text by some tools, in some places.
-    words = {str(category["id"]): category["name"] for category in content["categories"]}
+    words = {str(category["id"]): str(category["name"]) for category in content["categories"]}
     annotations = defaultdict(list)
     for annotation in content["annotations"]:
         if str(annotation["category_id"]) not in words:
@@ -77,16 +79,27 @@ def _read_coco(source: Path, pictures: Path) -> Iterator[tuple[Path, dict[str, n
                 f"one of its categories, {', '.join(words)}; list it there"
             )
         annotations[str(annotation["image_id"])].append(annotation)
-    for image in sorted(content["images"], key=lambda image: image["file_name"]):
-        path = pictures / image["file_name"]
+    for image in sorted(content["images"], key=lambda image: str(image["file_name"])):
+        path, height, width = _coco_picture(source, pictures, image)
         if not path.resolve().is_relative_to(pictures.resolve()):
-            raise ValueError(f"{source}: {image['file_name']!r} lies outside {pictures}, and is not read")
+            raise ValueError(f"{source}: {str(path)!r} lies outside {pictures}, and is not read")
         masks: dict[str, np.ndarray] = {}
         for annotation in annotations[str(image["id"])]:
-            mask = _coco_mask(source, annotation, int(image["height"]), int(image["width"]))
+            mask = _coco_mask(source, annotation, height, width)
             word = words[str(annotation["category_id"])]
             masks[word] = masks[word] | mask if word in masks else mask
         yield path, masks
+
+
+def _coco_picture(source: Path, pictures: Path, image: dict[str, Any]) -> tuple[Path, int, int]:
+    """Path, height and width of one of a COCO file's images."""
+    try:
+        path, height, width = pictures / image["file_name"], int(image["height"]), int(image["width"])
+        if path == pictures or not 0 < height * width <= MOST_PIXELS:
+            raise ValueError(f"a picture {path} of {height} x {width} pixels")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source} is no COCO file of instances that can be read ({error!r})") from error
+    return path, height, width
 
 
 def _coco_mask(source: Path, annotation: dict[str, Any], height: int, width: int) -> np.ndarray:
@@ -109,14 +122,17 @@ def _coco_mask(source: Path, annotation: dict[str, Any], height: int, width: int
         if isinstance(segmentation, dict):
             if list(segmentation["size"]) != [height, width]:
                 raise ValueError(f"run lengths of size {segmentation['size']} for a picture of {[height, width]}")
-            lengths = segmentation["counts"]
-            if isinstance(lengths, list) and sum(lengths) != height * width:
-                raise ValueError(f"run lengths of {sum(lengths)} pixels for a picture of {height * width}")
-            compressed = isinstance(segmentation["counts"], str | bytes)
+            compressed = isinstance(counts := segmentation["counts"], str | bytes)
+            if not compressed and (min(counts) < 0 or sum(counts) != height * width):
+                raise ValueError(f"run lengths of {sum(counts)} pixels for a picture of {height * width}")
             lengths = segmentation if compressed else coco.frPyObjects(segmentation, height, width)
         else:
             flat = all(isinstance(number, int | float) for number in segmentation)  # one polygon, without a list
-            lengths = coco.merge(coco.frPyObjects([segmentation] if flat else segmentation, height, width))
+            polygons = [segmentation] if flat else segmentation
+            reach = max(np.abs(np.asarray(polygon, float)).max() for polygon in polygons)
+            if not reach <= 10 * max(height, width):
+                raise ValueError(f"a polygon that reaches to {reach}")
+            lengths = coco.merge(coco.frPyObjects(polygons, height, width))
         return coco.decode(lengths).astype(bool)
     except Exception as error:  # of many types, from compiled code
         raise ValueError(
@@ -127,8 +143,10 @@ def _coco_mask(source: Path, annotation: dict[str, Any], height: int, width: int
 
 def _read_voc(folder: Path) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
     labels = read_lines(folder / "labels.txt") if (folder / "labels.txt").exists() else VOC_LABELS
+    if len(labels) > 254:
+        raise ValueError(f"{folder / 'labels.txt'} has {len(labels)} labels: expected at most 254, as pixels are bytes")
     for path in sorted((folder / "SegmentationClass").glob("*.png")):
-        classes = np.asarray(Image.open(path))
+        classes = np.asarray(_opened(path))
         if classes.ndim != 2:
             raise ValueError(f"{path}: expected one class number a pixel, not colours")
         numbers = [int(number) for number in np.unique(classes) if 1 <= number <= len(labels)]
@@ -136,12 +154,20 @@ def _read_voc(folder: Path) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
         yield folder / "JPEGImages" / f"{path.stem}.jpg", masks
 
 
+def _opened(path: Path) -> Image.Image:
+    """A picture's file, opened; ValueError if it claims to be larger than any picture is."""
+    try:
+        return Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is not read: {error}. Make it smaller") from error
+
+
 def open_picture(path: Path, shape: tuple[int, ...]) -> Image.Image:
     """A picture in RGB, turned as its EXIF data say, since that is how annotation tools show it.
 
     Raises ValueError if it has not the `shape` (y, x) of its masks.
     """
-    with Image.open(path) as stored:
+    with _opened(path) as stored:
         picture = ImageOps.exif_transpose(stored).convert("RGB")
     if picture.size != shape[::-1]:
         raise ValueError(

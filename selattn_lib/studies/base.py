@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from string import Formatter
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -45,7 +46,7 @@ def runs_folder() -> Path:
     >>> isinstance(runs_folder(), Path)
     True
     """
-    return Path(os.environ.get("SELATTN_RUNS", "runs"))
+    return Path(os.environ.get("SELATTN_RUNS") or "runs")
 
 
 def concepts_of(model: str, concepts: str | Path | Mapping[str, Any] = "") -> dict[str, list[str]]:
@@ -93,7 +94,7 @@ class StudyBase(BaseModel):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            faults = [(".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
+            faults = [("".join(map(str, e["loc"][:1])), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
             lines = [f"{name}={fields.get(name)!r}: {text}" if name in fields else text for name, text in faults]
             raise ValueError("; ".join(lines)) from None
 
@@ -188,7 +189,8 @@ class StudyBase(BaseModel):
     def load_or_compute(self, workers: Any = None, bar: tqdm | None = None) -> xr.Dataset:
         """`run`, up to the variables of all units, each read from the disk only where it is used."""
         remote = partial(_compute_remotely, type(self), self.model_dump_json(), torch.get_num_threads())
-        job = runner.Job(self.folder, self.size, self.batch, self.label, self.description(), self._compute, remote)
+        what = self.folder, self.size, self.batch, self.label, self.description()
+        job = runner.Job(*what, self._compute, remote, frozenset(self.decides_nothing))
         return with_device_names(runner.run(job, workers, bar))
 
     def _compute(self, units: Sequence[int]) -> xr.Dataset:
@@ -197,12 +199,18 @@ class StudyBase(BaseModel):
             dataset = self.compute(units)
             number = DEVICES.index(pick_device().partition(":")[0])
             return dataset.assign(device=("image", np.full(len(units), number, np.uint8)))
-        except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+        except (RuntimeError, MemoryError) as error:
+            if not is_lack_of_memory(error):
                 raise
             reason = str(error)
         clear_device_cache(garbage_collection=True)  # once the error no longer holds on to tensors
         raise MemoryError(reason)
+
+
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether a device, PyTorch on a CPU, or oneDNN (which only says that it could not) ran out of memory."""
+    primitive = "could not create a primitive" in str(error)
+    return isinstance(error, MemoryError) or primitive or should_reduce_batch_size(error)
 
 
 def _compute_remotely(kind: type[StudyBase], fields: str, threads: int, units: Sequence[int]) -> xr.Dataset:
@@ -253,6 +261,17 @@ class ConceptStudy(HeadMapStudy):
         concept = check_concept(fields.get("concept", "Animals"), concepts)
         words = read_list("words", fields.get("words")) or benchmark_words(concept, concepts)
         return {**fields, "words": tuple(words)}
+
+
+def check_template(template: str) -> str:
+    """`template` itself, if it has a {word} and no other field; ValueError otherwise."""
+    try:
+        fields = {part[1:] for part in Formatter().parse(template) if part[1] is not None}
+    except ValueError:
+        fields = set()
+    if fields != {("word", "", None)}:
+        raise ValueError("expected a prompt with {word} in it, and no other braces")
+    return template
 
 
 def stored_precision(maps: xr.Dataset) -> xr.Dataset:

@@ -1,36 +1,37 @@
 """Digests of the files that decide a study's numbers."""
 
 import hashlib
-import json
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-TEXT = (".json", ".txt")  # of the same content whatever its line ends
-READ = (*TEXT, ".safetensors", ".model")  # what models are loaded from
+from ..models.pipelines import model_index
+
+TEXT = (".csv", ".json", ".txt", ".yaml")  # of the same content whatever its line ends, as checkouts change them
+READ = (".json", ".txt", ".safetensors", ".model")  # what models are loaded from
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline that decide no picture
 
 
 def files_digest(paths: Iterable[Path], root: Path) -> str:
-    """12 hexadecimal digits for the names below `root`, and the contents, of some files."""
+    """A hash of the names below `root`, and of the contents, of some files, in hexadecimal digits."""
     digest = hashlib.sha256()
     for path in sorted(paths):
         name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
         digest.update(f"{name} {file_digest(path)}\n".encode())
-    return digest.hexdigest()[:12]
+    return digest.hexdigest()
 
 
 def model_digest(folder: Path) -> str:
     """12 hexadecimal digits for all that a pipeline in a folder draws by: weights, configurations, tokenizers."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    parts = [name for name, loaded_by in index.items() if isinstance(loaded_by, list) and name not in UNUSED]
+    index = model_index(folder)
+    parts = [name for name, loaded_by in index.items() if isinstance(loaded_by, list | tuple) and name not in UNUSED]
     files = [path for part in parts for path in (folder / part).glob("*") if path.suffix in READ]
-    return files_digest([folder / "model_index.json", *files], folder)
+    return files_digest([folder / "model_index.json", *files], folder)[:12]
 
 
 def folder_digest(folder: Path) -> str:
     """12 hexadecimal digits for the models in a folder and below."""
-    return files_digest((path for path in folder.rglob("*") if path.suffix in READ), folder)
+    return files_digest((path for path in folder.rglob("*") if path.suffix in READ), folder)[:12]
 
 
 def file_digest(path: Path) -> str:

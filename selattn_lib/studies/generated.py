@@ -3,22 +3,25 @@
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
 import xarray as xr
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
+from tqdm import tqdm
 
 from ..attention.capture import capture
 from ..attention.scaling import scaled_heads
 from ..concepts import check_concept
 from ..models.heads import cross_attention_heads
 from ..models.pipelines import EMBEDDED, model_source, pick_device, unet_layout
-from ..models.segmenters import MEANINGS, Segmenter, check_segmenter, load_segmenter
-from .base import ConceptStudy, HeadMapStudy, pixels_variable, stored_precision
+from ..models.segmenters import MEANINGS, Segmenter, check_segmenter, load_segmenter, looked_for
+from .base import ConceptStudy, HeadMapStudy, check_template, pixels_variable, stored_precision
 from .digests import folder_digest
 from .parameters import read_list
+
+MOST_SEEDS = 100_000  # pictures of one prompt
 
 
 class GeneratedStudy(HeadMapStudy):
@@ -30,9 +33,9 @@ class GeneratedStudy(HeadMapStudy):
     `selattn_lib.models.segmenters.Detection`. The coordinate `{mask}_outcome` puts these into words.
     """
 
-    seeds: int = Field(default=10, ge=1)
+    seeds: int = Field(default=10, ge=1, le=MOST_SEEDS)
     steps: int = Field(default=50, ge=1, le=1000)
-    guidance: float = Field(default=7.5, ge=1, description="None: the model's own")
+    guidance: float = Field(default=7.5, ge=1, allow_inf_nan=False, description="None: the model's own")
     segmenter: str = ""
 
     per_timestep: ClassVar[bool] = False  # whether maps are captured call by call
@@ -56,6 +59,12 @@ class GeneratedStudy(HeadMapStudy):
     def phrases(self, unit: dict[str, Any]) -> dict[str, str]:
         """variable of the results -> what the segmenter is to look for."""
         raise NotImplementedError
+
+    def load_or_compute(self, workers: Any = None, bar: tqdm | None = None) -> xr.Dataset:
+        if self.segmenter == EMBEDDED:  # which knows some words only: better said before anything is drawn
+            for phrase in {phrase for unit in self.units() for phrase in self.phrases(unit).values()}:
+                looked_for(phrase)
+        return super().load_or_compute(workers, bar)
 
     def compute(self, units: Sequence[int]) -> xr.Dataset:
         every = self.units()
@@ -96,7 +105,7 @@ class Study(GeneratedStudy, ConceptStudy):
     words : sequence of str
         What to draw; by default the paper's ten animals for *Animals*, else the concept's first ten words.
     seeds : int
-        Images of each word, 1 or more, of seeds 0, 1 ... seeds - 1.
+        Images of each word, 1 to 100,000, of seeds 0, 1 ... seeds - 1.
     steps, guidance
         Of the sampling: 1 to 1000, and 1 or more; by default 50, and 7.5 (3 for the embedded model).
     segmenter : str
@@ -118,13 +127,7 @@ class Study(GeneratedStudy, ConceptStudy):
     {'prompt': 'photo of a cat', 'subject': 'cat', 'seed': 1}
     """
 
-    template: str = "photo of a {word}"
-
-    @model_validator(mode="after")
-    def _check_template(self) -> Self:
-        if "{word}" not in self.template:
-            raise ValueError(f"template {self.template!r}: expected a prompt with {{word}} in it")
-        return self
+    template: Annotated[str, AfterValidator(check_template)] = "photo of a {word}"
 
     def units(self) -> list[dict[str, Any]]:
         return [
@@ -229,7 +232,7 @@ class DiagnosisStudy(GeneratedStudy):
     concepts : path or mapping
         A YAML file of concepts, or such a table; by default the model's own (`concepts_of`).
     seeds : int
-        Number of images, 1 or more.
+        Number of images, 1 to 100,000.
     **settings
         model, revision, dtype, batch, steps, guidance and segmenter, as of `Study`.
 

@@ -4,20 +4,22 @@ import hashlib
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
 import xarray as xr
 from diffusers import AutoPipelineForImage2Image, DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ..attention.capture import capture
 from ..emoji.scenes import HELD_OUT, compose
 from .annotations import centred_square, open_picture, read_masks
-from .base import ConceptStudy, HeadMapStudy, pixels_variable, stored_precision
+from .base import ConceptStudy, HeadMapStudy, check_template, pixels_variable, stored_precision
 from .digests import file_digest, files_digest
+
+TIMESTEPS = (100, 300, 500, 700)
 
 
 class NoisedStudy(HeadMapStudy):
@@ -27,7 +29,7 @@ class NoisedStudy(HeadMapStudy):
     The results hold head maps of the word, `image_rgb` and `truth` (image, y, x) bool.
     """
 
-    timesteps: tuple[int, ...] = (100, 300, 500, 700)
+    timesteps: tuple[Annotated[int, Field(ge=0, le=1000)], ...] = Field(default=TIMESTEPS, min_length=1)
     seed: int = 0
 
     def examples(self, units: Sequence[int]) -> list[tuple[Image.Image, np.ndarray]]:
@@ -194,13 +196,14 @@ class MaskedStudy(NoisedStudy):
 
     decides_nothing: ClassVar[set[str]] = {"source", "pictures"}  # what is in them does
 
+    timesteps: tuple[Annotated[int, Field(ge=20, le=1000)], ...] = Field(default=TIMESTEPS, min_length=1)
     source: str
     pictures: str = ""
     words: tuple[str, ...] = ()
     per_word: int = Field(default=10, ge=1)
     min_area: float = Field(default=0.05, ge=0, le=1)
     max_area: float = Field(default=0.8, ge=0, le=1)
-    template: str = "photo of a {word}"
+    template: Annotated[str, AfterValidator(check_template)] = "photo of a {word}"
     pixels: int = Field(default=0, ge=0)
 
     @model_validator(mode="before")
@@ -210,12 +213,8 @@ class MaskedStudy(NoisedStudy):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if "{word}" not in self.template:
-            raise ValueError(f"template {self.template!r}: expected a prompt with {{word}} in it")
         if self.pixels % 8:
             raise ValueError(f"pixels={self.pixels}: expected a multiple of 8")
-        if not self.timesteps or not all(20 <= timestep <= 1000 for timestep in self.timesteps):
-            raise ValueError(f"timesteps={self.timesteps}: expected numbers from 20 to 1000")
         if not self.masked_pictures:
             raise ValueError(
                 f"source {self.source!r} has no picture in which {', '.join(self.words) or 'anything'} covers "

@@ -49,7 +49,7 @@ class RelevanceStudy(StudyBase):
 
     images: int = Field(default=80, ge=2)
     steps: int = Field(default=50, ge=1, le=1000)
-    guidance: float = Field(default=7.5, ge=1, description="None: the model's own")
+    guidance: float = Field(default=7.5, ge=1, allow_inf_nan=False, description="None: the model's own")
     seed: int = 0
     start_token: bool = False
     classes: tuple[str, ...] = ()
@@ -68,10 +68,8 @@ class RelevanceStudy(StudyBase):
         return read_lines(given) if isinstance(given, str | Path) and given else given or ()
 
     def decisive(self) -> dict[str, Any]:
-        return {
-            **super().decisive(),
-            "concepts": list(self.concepts.items()),
-        }  # whose order decides which words are drawn
+        # The order of the concepts decides which words are drawn.
+        return {**super().decisive(), "concepts": list(self.concepts.items())}
 
     @property
     def size(self) -> int:

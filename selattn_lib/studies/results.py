@@ -10,7 +10,7 @@ import xarray as xr
 from ..maps.head_maps import HeadMaps
 from ..maps.relevance import HeadRelevance
 from ..models.pipelines import DEVICES
-from .store import FORMAT, Store
+from .store import FORMAT, Store, calling_damaged
 
 
 def load(folder: str | Path) -> HeadMaps | HeadRelevance:
@@ -47,16 +47,19 @@ def load(folder: str | Path) -> HeadMaps | HeadRelevance:
     folder = Path(folder)
     if not (folder / "study.json").is_file():
         raise FileNotFoundError(f"no study in {str(folder)!r}: expected a folder with study.json in it")
-    description = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    if description.get("format") != FORMAT:
-        raise ValueError(f"{folder} is of format {description.get('format')}: expected {FORMAT}; run the study again")
-    store = Store(folder, description["size"], read_only=True)
+    with calling_damaged(folder):
+        description = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+        written, size = description.get("format"), int(description["size"])
+    if written != FORMAT:
+        raise ValueError(f"{folder} is of format {written}: expected {FORMAT}; run the study again")
+    store = Store(folder, size, read_only=True)
     if missing := [unit for unit in range(store.size) if not store.is_complete(unit)]:
         raise ValueError(
             f"{folder} lacks {len(missing)} of {store.size} images, which are not computed or damaged: run the study"
         )
-    stored = with_device_names(store.open())
-    return head_maps(stored, description) if "units" in description else head_relevance(stored)
+    with calling_damaged(folder):
+        stored = with_device_names(store.open())
+        return head_maps(stored, description) if "units" in description else head_relevance(stored)
 
 
 def with_device_names(stored: xr.Dataset) -> xr.Dataset:

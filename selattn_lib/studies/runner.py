@@ -7,14 +7,14 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from tqdm import tqdm
 
 from .store import Store
@@ -28,7 +28,7 @@ class Job:
 
     `compute` gives some units' variables, each with `image` as its first dimension; it raises MemoryError where they
     do not fit. `remote` is the same, as something that can be pickled for a worker (`compute` itself by default).
-    `description`, which JSON can hold, is written beside the results.
+    `description`, which JSON can hold, is written beside the results; the settings in `free` decide none of them.
     """
 
     folder: Path
@@ -38,6 +38,7 @@ class Job:
     description: dict[str, Any]
     compute: Compute
     remote: Compute | None = None
+    free: frozenset[str] = frozenset()
 
 
 def run(job: Job, workers: Any = None, bar: tqdm | None = None) -> xr.Dataset:
@@ -47,10 +48,14 @@ def run(job: Job, workers: Any = None, bar: tqdm | None = None) -> xr.Dataset:
     MemoryError if a single unit does not fit.
     """
     workers = workers_wanted(workers)
-    if job.folder.exists() and not os.access(job.folder, os.W_OK):
-        return _finished(job)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    with _lock(job.folder):
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(job.folder)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES):
+            raise
+        return _open_whole(job, error)
+    with lock:
         try:
             return _complete(job, workers, bar)
         except OSError as error:
@@ -60,36 +65,33 @@ def run(job: Job, workers: Any = None, bar: tqdm | None = None) -> xr.Dataset:
             raise OSError(errno.ENOSPC, text) from error
 
 
-def _finished(job: Job) -> xr.Dataset:
-    """What is in a folder that may only be read; PermissionError if something is missing."""
-    if (job.folder / "data.zarr").exists():
+def _lock(folder: Path) -> AcquireReturnProxy:
+    """Take the folder's lock for a `with` block; it ends with the process, however it ends."""
+    lock = FileLock(folder / "lock")
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another process, which computes {folder}", file=sys.stderr, flush=True)
+        return lock.acquire()
+
+
+def _open_whole(job: Job, reason: OSError) -> xr.Dataset:
+    """What is stored in a folder that cannot be written to, if nothing is missing there."""
+    with suppress(FileNotFoundError):
         store = Store(job.folder, job.size, read_only=True)
+        store.check_description(job.description, job.free)
         if all(map(store.is_complete, range(job.size))):
             return store.open()
-    raise PermissionError(
+    text = (
         f"{job.folder} may only be read, and its results are not all there: copy it into a folder that may be written "
         "to, and set SELATTN_RUNS to that"
     )
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which ends with the process, however it ends."""
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"waiting for another process, which computes {folder}", file=sys.stderr, flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    raise OSError(reason.errno, text) from reason
 
 
 def _complete(job: Job, workers: Any, bar: tqdm | None) -> xr.Dataset:
     store = Store(job.folder, job.size)
-    store.describe(job.description)
+    store.describe(job.description, job.free)
     batches = [range(i, min(i + job.batch, job.size)) for i in range(0, job.size, job.batch)]
     missing = [units for units in batches if not all(map(store.is_complete, units))]
     if missing:
@@ -116,7 +118,10 @@ def _computed(job: Job, batches: Sequence[range], workers: Any) -> Iterator[tupl
     patient = {"distributed.nanny.pre-spawn-environ.OMP_WAIT_POLICY": "PASSIVE"}
     with dask.config.set(patient), Client(**local) if isinstance(workers, int) else Client(workers) as client:
         futures = client.map(compute_in_halves, batches, compute=job.remote or job.compute, label=job.label)
-        yield from (result for _, result in as_completed(futures, with_results=True))
+        for future in as_completed(futures):
+            if future.cancelled():
+                raise ConnectionError(f"the scheduler of workers={workers!r} is gone: start one, then run again")
+            yield future.result()
 
 
 def compute_in_halves(units: range, compute: Compute, label: str) -> tuple[range, xr.Dataset]:

@@ -56,11 +56,59 @@ def test_coco_compressed_run_lengths(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "segmentation", [{"counts": [1, 2], "size": [3, 4]}, {"counts": "WV0"}, [["a"]], "polygon", [[1, 2]]]
+    "segmentation",
+    [
+        *[{"counts": [1, 2], "size": [3, 4]}, {"counts": "WV0"}, [["a"]], "polygon", [[1, 2]], 5, [[]], [None]],
+        *[{"counts": counts, "size": [20, 40]} for counts in ([10**12], [-5, 805], ["a"], None, [1, 2])],
+        *[[[0, 0, 9, far, 9, 9]] for far in (10**12, float("nan"), float("inf"))],
+    ],
 )
 def test_coco_segmentations_that_are_none(tmp_path: Path, segmentation: Any) -> None:
     with pytest.raises(ValueError, match="segmentation of annotation 1 cannot be read .*: expected polygons"):
         list(read_masks(coco(tmp_path, [bear(segmentation)])))
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (
+            {"annotations": [{**bear([]), "category_id": 99}]},
+            "annotation 1 is of category 99: expected one of its categories",
+        ),
+        ({"annotations": [{"id": 1}]}, "one of its annotations, has no .'category_id', 'image_id'"),
+        ({"annotations": [5]}, "5, one of its annotations, has no"),
+        ({"categories": 5}, "has no .'categories'.: expected a COCO file of instances"),
+        (
+            {"images": [{"id": 1, "file_name": "a", "height": 10**6, "width": 10**6}]},
+            "a picture .* of 1000000 x 1000000 pixels",
+        ),
+        (
+            {"images": [{"id": 1, "file_name": "", "height": 1, "width": 1}]},
+            "a picture .* of 1 x 1 pixels",
+        ),
+        (
+            {"images": [{"id": 1, "file_name": 5, "height": 1, "width": 1}]},
+            "can be read .TypeError",
+        ),
+    ],
+)
+def test_coco_files_of_the_wrong_form(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        list(read_masks(coco(tmp_path, **{"annotations": [], **changes})))
+
+
+def test_a_picture_that_would_fill_the_memory_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = voc(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(ValueError, match="0.png is not read: Image size .* Make it smaller"):
+        list(read_masks(folder))
+
+
+def test_more_labels_than_a_pixel_can_name(tmp_path: Path) -> None:
+    voc(tmp_path)
+    (tmp_path / "labels.txt").write_text("\n".join(f"label {i}" for i in range(255)))
+    with pytest.raises(ValueError, match="labels.txt has 255 labels: expected at most 254"):
+        list(read_masks(tmp_path))
 
 
 def test_coco_files_that_are_not_read(tmp_path: Path) -> None:

@@ -5,17 +5,21 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
+from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from papermill.engines import NBClientEngine, papermill_engines
 
 from selattn_lib import cli
 from selattn_lib.publishing import notebooks
 from selattn_lib.publishing.options import ReproduceOptions
+from selattn_lib.studies import digests
+from selattn_lib.studies.parameters import read_literal
 
 pytestmark = pytest.mark.usefixtures("one_kernel")
 WIDGETS = """
@@ -81,6 +85,70 @@ def test_a_failed_run_leaves_the_good_notebook_and_says_why(tmp_path: Path, caps
     assert last == "selattn: a.ipynb: cell [3] failed: ValueError: heads is 0; it must be 1 or more"
     assert (out / "a.ipynb").read_bytes() == good
     assert sorted(path.name for path in out.iterdir()) == ["a.ipynb", "fingerprints.json"]
+
+
+def test_a_copy_broken_off_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a full disk, say: what stood there stays; and a torn output of older versions is not current."""
+    notebook = write_notebook(tmp_path / "in" / "a.ipynb", "heads = 30")
+    notebooks.write_mark(notebook, notebooks.fingerprint(notebook, {}))
+    run, out = ["run", str(notebook), "--out", str(tmp_path / "out")], tmp_path / "out" / "a.ipynb"
+    assert cli.main(run) == 0
+    out.write_bytes(notebook.read_bytes()[:50])
+    assert cli.main(run) == 0
+    assert out.read_bytes() == notebook.read_bytes()
+    out.unlink()
+
+    def torn(path: Path, content: bytes) -> None:
+        path.open("wb").write(content[:50])
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", torn)
+        assert cli.main(run) == 1
+    assert not out.exists() and cli.main(run) == 0
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"cells": [5], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'])
+def test_what_is_no_notebook_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
+    (tmp_path / "a.ipynb").write_text(content)
+    for command in (["run"], ["stabilise"]):
+        assert cli.main([*command, str(tmp_path / "a.ipynb"), "--out", str(tmp_path / "out")]) == 1
+        [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("selattn:")]
+        assert f"{tmp_path / 'a.ipynb'} is no notebook, or is broken off" in line
+
+
+def test_two_notebooks_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = [str(write_notebook(tmp_path / name / "a.ipynb", "heads = 30")) for name in ("one", "two")]
+    for command in ("run", "stabilise"):
+        assert cli.main([command, *both, "--out", str(tmp_path / "out")]) == 1
+        assert "several notebooks are named a.ipynb: expected one of each name" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dead_kernel_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise DeadKernelError("Kernel died")
+
+    monkeypatch.setattr("papermill.execute_notebook", die)
+    notebook = write_notebook(tmp_path / "in" / "a.ipynb", "heads = 30")
+    assert cli.main(["run", str(notebook), "--out", str(tmp_path / "out")]) == 1
+    assert "a.ipynb: its kernel died, most often for want of memory" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_signal_leaves_no_folder_behind(tmp_path: Path) -> None:
+    notebook = write_notebook(tmp_path / "in" / "a.ipynb", "heads = 30", "import time; time.sleep(60)")
+    command = [Path(sys.executable).with_name("selattn"), "run", notebook, "--out", tmp_path / "out"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    for _ in range(600):
+        if list(tmp_path.glob("out/tmp*/a.ipynb")):
+            break
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(60) == 143
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_parameter_that_no_notebook_has_is_refused_before_anything_runs(
@@ -191,7 +259,7 @@ def test_a_notebook_is_stale_when_its_model_changes_and_not_when_a_docstring_doe
     notebooks.write_mark(notebook, mark)
     assert notebooks.is_current(notebook, notebooks.fingerprint(notebook, {}))
     path = library / changed
-    path.write_bytes(path.read_bytes() + (b"\n" if path.suffix in notebooks.TEXT else b" "))
+    path.write_bytes(path.read_bytes() + (b"\n" if path.suffix in digests.TEXT else b" "))
     notebooks.digest_of_model.cache_clear()
     assert notebooks.is_current(notebook, notebooks.fingerprint(notebook, {})) != stale
 
@@ -260,7 +328,7 @@ def test_help_lists_an_option_for_each_field_of_reproduces_model(capsys: pytest.
     [("20", 20), ("0.4", 0.4), ("[0.3, 0.4]", [0.3, 0.4]), ("True", True), ("sd14", "sd14"), ("a b", "a b")],
 )
 def test_parameters_are_read_as_python_values(text: str, value: object) -> None:
-    assert cli.parse_value(text) == value
+    assert read_literal(text) == value
 
 
 def test_a_missing_notebook_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,14 @@ def test_concept_tables() -> None:
         load_concepts("nosuch")
 
 
+@pytest.mark.parametrize("text", ["!!python/object:os.system {}", "a: [", "a: !b c", "\xff"])
+def test_a_file_that_is_no_plain_yaml(tmp_path: Path, text: str) -> None:
+    (tmp_path / "concepts.yaml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match="concepts.yaml is not read .*: expected plain YAML") as error:
+        load_concepts(tmp_path / "concepts.yaml")
+    assert "\n" not in str(error.value)
+
+
 def test_concepts_come_from_a_file_too(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("Pets: [dog, cat]\n")

@@ -1,6 +1,8 @@
 """Studies of pictures that the model draws: validation in sentences, resuming, outcomes, windows, weakened heads."""
 
+import json
 import pickle
+import shutil
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +18,7 @@ from tiny_study import save_tiny_model, tiny_settings, tiny_study
 from selattn_lib.models.pipelines import load_pipeline
 from selattn_lib.models.segmenters import Detection, load_segmenter, nothing_in
 from selattn_lib.studies import base
+from selattn_lib.studies.base import runs_folder
 from selattn_lib.studies.generated import DiagnosisStudy, Study, WeakenedStudy, WindowStudy
 from selattn_lib.studies.relevance import RelevanceStudy
 
@@ -40,15 +43,22 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+TEMPLATES = ["photo", "a {word} in a {place}", "{", "{word:>9}", "{0} {word}", "{word.real}"]
+
+
 @pytest.mark.parametrize(
     "fields, said",
     [
         ({"model": "nosuch"}, "no model 'nosuch'"),
         ({"concept": "Nosuch"}, "no concept 'Nosuch'"),
         ({"seeds": 0}, "seeds=0"),
+        ({"seeds": 10**8}, "seeds=100000000"),
         ({"steps": 0}, "steps=0"),
         ({"guidance": 0.5}, "guidance=0.5"),
-        ({"template": "photo"}, "{word}"),
+        *(({"template": text}, "expected a prompt with {word} in it, and no other braces") for text in TEMPLATES),
+        ({"guidance": float("inf")}, "guidance=inf"),
+        ({"concept": ["Animals"]}, "no concept ['Animals']"),
+        ({"words": 5}, "words=5"),
         ({"colour": "red"}, "colour"),
         ({"segmenter": "nosuch"}, "no segmenter 'nosuch'"),
         ({"revision": "abc"}, "revision 'abc'"),
@@ -121,6 +131,9 @@ def test_no_memory_on_the_device_is_a_lack_of_memory(model: Path, monkeypatch: p
     monkeypatch.setattr(Study, "compute", crowded)
     results = tiny_study(model, seeds=1).run().dataset
     assert results["batch"].values.tolist() == [1, 1]
+    for full in (RuntimeError("could not create a primitive"), MemoryError("array")):  # type: ignore[assignment]
+        results = tiny_study(model, seeds=1, guidance=2 + len(str(full))).run().dataset
+        assert results["batch"].values.tolist() == [1, 1]
     full = RuntimeError("broken")  # type: ignore[assignment]
     with pytest.raises(RuntimeError, match="^broken$"):
         tiny_study(model).run()
@@ -152,6 +165,14 @@ def test_diagnosis_has_a_mask_for_each_meaning(model: Path) -> None:
 def test_each_meaning_of_the_word_is_looked_for_by_a_phrase_of_its_own(settings: dict, phrases: list[str]) -> None:
     study = DiagnosisStudy(**settings)
     assert list(study.phrases({}).values()) == phrases
+
+
+def test_a_word_that_the_segmenter_does_not_know_is_said_before_drawing(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selattn_lib.studies.generated.generate", lambda *_, **__: pytest.fail("drawn"))
+    with pytest.raises(ValueError, match="the embedded segmenter knows no 'lamp post': expected one of"):
+        tiny_study(model, words=["bear", "lamp post"]).run()
 
 
 class Fake:
@@ -228,6 +249,20 @@ def test_the_type_of_numbers_is_part_of_a_study_and_the_device_of_its_results(mo
     assert coarse.run().dataset["device"].values.tolist() == ["cpu"]
     with pytest.raises(ValueError, match="dtype='fp8': .*'fp32', 'fp16' or 'bf16'"):
         tiny_study(model, dtype="fp8")
+
+
+def test_an_empty_variable_names_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SELATTN_RUNS", "")
+    assert runs_folder() == Path("runs")
+
+
+def test_a_model_of_damaged_files_is_said_to_be(model: Path, runs: Path) -> None:
+    model = Path(shutil.copytree(model, runs / "damaged"))
+    index = json.loads((model / "model_index.json").read_text())
+    for content in ("{", "[]", json.dumps({**index, "unet": None})):
+        (model / "model_index.json").write_text(content)
+        with pytest.raises((OSError, ValueError), match="a whole copy of the model|no unet and no transformer"):
+            tiny_study(model).pipe  # noqa: B018
 
 
 def test_words_may_come_as_papermill_hands_them_over() -> None:

@@ -147,6 +147,26 @@ def test_a_file_cut_short_is_said_to_be_damaged(counts, tmp_path):
         load_hrv(tmp_path / "hrv.npz")
 
 
+def test_a_damaged_file_is_a_sentence_wherever_it_is_damaged(counts, tmp_path):
+    HeadRelevance.from_counts(counts).save(tmp_path / "hrv.npz")
+    content, whole = (tmp_path / "hrv.npz").read_bytes(), HeadRelevance.from_counts(counts).scores.values
+    draws = np.random.default_rng(0)
+    for _ in range(300):
+        at = int(draws.integers(len(content)))
+        (tmp_path / "hrv.npz").write_bytes(
+            content[:at] + bytes([content[at] ^ 1 << draws.integers(8)]) + content[at + 1 :]
+        )
+        try:
+            np.testing.assert_array_equal(HeadRelevance.load(tmp_path / "hrv.npz").scores, whole)
+        except ValueError as error:
+            assert "hrv.npz" in str(error)
+    heads = counts["head"].values
+    for names, scores in ((np.array(3), whole), (heads.astype(str), whole.astype(str)), (heads.astype("S"), whole)):
+        np.savez(tmp_path / "hrv.npz", scores=scores, concepts=counts["concept"].values.astype(str), heads=names)
+        with pytest.raises(ValueError, match="expected numbers, and text|4 heads were expected|x 1 heads"):
+            HeadRelevance.load(tmp_path / "hrv.npz")
+
+
 def test_files_that_are_not_there_or_not_ours(tmp_path):
     with pytest.raises(FileNotFoundError, match="No head relevance at"):
         load_hrv(tmp_path / "missing.npz")

@@ -146,8 +146,21 @@ def test_a_mask_of_another_size_than_its_picture_is_refused(runs: Path) -> None:
 
 @pytest.mark.parametrize(
     "fields, said",
-    [({"template": "photo"}, "{word}"), ({"pixels": 12}, "multiple of 8"), ({"timesteps": [5]}, "20 to 1000")],
+    [
+        ({"template": "photo"}, "{word}"),
+        ({"pixels": 12}, "multiple of 8"),
+        ({"timesteps": [5]}, "than or equal to 20"),
+    ],
 )
 def test_fields_out_of_range(runs: Path, fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         MaskedStudy(source=voc(runs, 1), **fields)
+
+
+@pytest.mark.parametrize("timesteps", [(5000,), (-1,), ()])
+def test_timesteps_that_are_none(timesteps: tuple[int, ...]) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"timesteps=\(.*\): .*(than or equal to 1?0+|at least 1 item)",
+    ):
+        KnownTruthStudy(timesteps=timesteps)

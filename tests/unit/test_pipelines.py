@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -20,6 +21,7 @@ from selattn_lib.attention.capture import capture
 from selattn_lib.concepts import load_concepts
 from selattn_lib.emoji.scenes import HELD_OUT, compose
 from selattn_lib.maps.relevance import load_hrv
+from selattn_lib.models import pipelines
 from selattn_lib.models.heads import cross_attention_heads
 from selattn_lib.models.pipelines import default_dtype, load_pipeline, model_source, pick_device, unet_layout
 from selattn_lib.models.segmenters import load_segmenter
@@ -125,6 +127,8 @@ def test_an_index_names_safetensors_files_of_its_folder_only(
     [*_, whole] = (folder / part).glob("*[lr].safetensors")
     whole.unlink()
     assert load_pipeline(folder, device="cpu").unet is not None, "shards as they should be are read"
+    (folder / part).rename(tmp_path / "elsewhere")
+    (folder / part).symlink_to(tmp_path / "elsewhere")  # a part that is a link is looked into too
     content = json.loads(index.read_text())
     shard = next(iter(content["weight_map"].values()))
     (folder / part / shard).rename(tmp_path / "outside.safetensors")
@@ -263,6 +267,18 @@ def test_an_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp
         with pytest.raises(OSError, match="emoji-sd needs neither") as error:
             load(name)  # type: ignore[operator]
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("slow", ["load_config", "from_pretrained"])
+def test_a_hub_that_never_ends_its_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, slow: str) -> None:
+    monkeypatch.setattr(DiffusionPipeline, "load_config", lambda *_, **__: {"unet": ["d", "UNet2DConditionModel"]})
+    monkeypatch.setattr(DiffusionPipeline, slow, lambda *_, **__: time.sleep(30))
+    monkeypatch.setattr(pipelines, "INDEX_LIMIT", 0.1)
+    monkeypatch.setattr(pipelines, "WEIGHTS_LIMIT", 0.1)
+    start = time.monotonic()
+    with pytest.raises(OSError, match="no whole answer in 0.1 s; HF_HUB_OFFLINE=1 reads the cache alone"):
+        load_pipeline("owner/model", device="cpu")
+    assert time.monotonic() - start < 10
 
 
 def test_a_revision_reaches_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

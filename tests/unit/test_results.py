@@ -60,3 +60,13 @@ def test_what_is_no_finished_study_is_refused_in_one_sentence(model: Path, tmp_p
     (study.folder / "study.json").write_text(json.dumps({**description, "format": 2}))
     with pytest.raises(ValueError, match="is of format 2: expected 3"):
         sa.load(study.folder)
+    for content in (
+        "{",
+        "[]",
+        "{}",
+        json.dumps({**description, "size": "many"}),
+        json.dumps({**description, "size": 1}),
+    ):
+        (study.folder / "study.json").write_text(content)
+        with pytest.raises(OSError, match="is damaged .*: delete it, and run the study again"):
+            sa.load(study.folder)

@@ -336,6 +336,20 @@ def test_a_scheduler_that_needs_two_calls_a_timestep():
     assert_captured(maps, seen, [1], [[4]])
 
 
+def test_two_prompts_given_for_one_picture_are_refused_and_for_two_are_not():
+    pipe = build()
+    bear, desk = embedded(pipe, BEAR, DESK).split(1)
+    with pytest.raises(ValueError, match="the same latents with .*: which of them is the prompt"):
+        with capture(pipe, ["bear"], prompt=[BEAR, DESK]):
+            loop(pipe, [bear, desk], 0)
+    with torch.no_grad(), capture(pipe, ["bear"], prompt=[BEAR, DESK]) as maps:
+        pipe.scheduler.set_timesteps(2)
+        x = latents().repeat(2, 1, 1, 1)  # two pictures of the same noise
+        for t in pipe.scheduler.timesteps:
+            x = pipe.scheduler.step(pipe.unet(x, t, torch.cat([bear, desk])).sample, t, x).prev_sample
+    assert maps.head_maps().n_images == 2
+
+
 @pytest.mark.parametrize("before", [False, True])
 def test_two_loops_make_two_pictures(before):
     """Also with the same embeddings, where only the timesteps say that another picture begins."""

@@ -2,6 +2,7 @@
 
 import errno
 import multiprocessing
+import os
 import random
 import shutil
 import subprocess
@@ -16,9 +17,12 @@ from typing import Any
 import pytest
 import xarray as xr
 import zarr
+from filelock import FileLock
 from toy_study import BATCH, UNITS, Toy
 
+from selattn_lib.studies import store
 from selattn_lib.studies.runner import workers_wanted
+from selattn_lib.studies.store import count_finished
 
 FORK = multiprocessing.get_context("fork")  # starts at once, with all that is imported here
 
@@ -120,6 +124,95 @@ def test_a_damaged_folder_is_said_to_be_damaged(copy: Toy) -> None:
         copy.run()
 
 
+def test_an_array_too_many_costs_nothing(copy: Toy, whole: xr.Dataset) -> None:
+    zarr.open_group(copy.folder / "data.zarr").create_array("more", shape=(UNITS,), dtype="f4")
+    assert copy.run().identical(whole)
+    assert copy.computed() == UNITS // BATCH
+
+
+def test_another_studys_results_are_not_served(copy: Toy) -> None:
+    description = copy.folder / "study.json"
+    description.write_text(description.read_text().replace(str(UNITS), "7"))
+    with pytest.raises(OSError, match="holds results of another study, of other size: delete it, and run again"):
+        copy.run()
+    description.write_text("[]")
+    with pytest.raises(OSError, match="is damaged"):
+        copy.run()
+
+
+@pytest.mark.parametrize("name", ["study.json", "checksums.txt", "lock", "data.zarr", "images/00003.png", "images"])
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_links_and_pipes_are_refused(copy: Toy, tmp_path: Path, name: str, kind: str) -> None:
+    shutil.move(copy.folder / name, tmp_path / "outside")
+    before = digest_of(tmp_path / "outside")
+    (copy.folder / name).symlink_to(tmp_path / "outside") if kind == "link" else os.mkfifo(copy.folder / name)
+    with pytest.raises(OSError, match="is a link, or no plain file|symbolic link|lock"):
+        copy.run()
+    assert digest_of(tmp_path / "outside") == before
+
+
+def digest_of(place: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in [place, *place.rglob("*")] if path.is_file()}
+
+
+def test_no_flipped_bit_of_what_describes_the_arrays_gives_other_numbers(copy: Toy, whole: xr.Dataset) -> None:
+    draws = random.Random(3)
+    for path in [*copy.folder.glob("data.zarr/**/zarr.json"), copy.folder / "study.json"] * 12:
+        content = path.read_bytes()
+        at = draws.randrange(len(content))
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << draws.randrange(8)]) + content[at + 1 :])
+        with pytest.raises(OSError, match="is damaged.*: delete it"):
+            reader = store.Store(copy.folder, UNITS, read_only=True)
+            assert not all(map(reader.is_complete, range(UNITS))), path
+            raise OSError("is damaged: delete it")
+        path.write_bytes(content)
+    assert copy.run().identical(whole) and copy.computed() == UNITS // BATCH
+
+
+def test_a_store_without_checksums_of_its_metadata_is_read_as_before(copy: Toy, whole: xr.Dataset) -> None:
+    log, group = copy.folder / "checksums.txt", zarr.open_group(copy.folder / "data.zarr")
+    log.write_text("\n".join(line for line in log.read_text().splitlines() if line[:1].isdecimal()))
+    group.attrs.put({name: group.attrs[name] for name in ("coords", "attrs")})
+    assert count_finished(copy.folder) == UNITS
+    assert copy.run().identical(whole) and copy.computed() == UNITS // BATCH
+    group.attrs.update({"coords": 5})
+    with pytest.raises(OSError, match="is damaged"):
+        copy.run()
+
+
+def test_results_whose_folder_is_gone_are_not_zeros(copy: Toy) -> None:
+    results = copy.run()
+    shutil.rmtree(copy.folder)
+    for name in ("maps", "truth", "image_rgb"):
+        with pytest.raises(OSError, match=r"is gone, with the results|00000\.png"):
+            results[name].load()
+
+
+def test_checksums_that_are_no_text_are_counted(copy: Toy) -> None:
+    log = copy.folder / "checksums.txt"
+    log.write_bytes(log.read_bytes().replace(b"\n4 ", b"\n\xff "))
+    assert count_finished(copy.folder) == UNITS - 1
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_on_a_disk_to_read_only_what_is_complete_opens(
+    copy: Toy, whole: xr.Dataset, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(code, "no")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    before = {path: path.stat().st_mtime_ns for path in copy.folder.rglob("*")}
+    assert copy.run().identical(whole)
+    assert {path: path.stat().st_mtime_ns for path in copy.folder.rglob("*")} == before
+    (copy.folder / "images" / "00005.png").unlink()
+    with pytest.raises(OSError, match="may only be read, and its results are not all there: .*SELATTN_RUNS"):
+        copy.run()
+    shutil.rmtree(copy.folder)
+    with pytest.raises(OSError, match="may only be read, and its results are not all there: .*SELATTN_RUNS"):
+        copy.run()
+
+
 @pytest.mark.parametrize("at", [1, 5, 30])
 def test_a_full_disk_is_one_sentence_and_loses_nothing(
     toy: Toy, whole: xr.Dataset, monkeypatch: pytest.MonkeyPatch, at: int
@@ -186,7 +279,7 @@ def test_processes_give_the_same_bits_and_a_killed_one_costs_its_batch(toy: Toy,
     killed: list[dict[str, str]] = []
 
     def kill() -> None:
-        while not (toy.folder / "checksums.txt").exists():  # until a batch has come back
+        while not count_finished(toy.folder):  # until a batch has come back
             time.sleep(0.02)
         worker = multiprocessing.active_children()[0]
         killed.append(psutil.Process(worker.pid).environ())
@@ -195,6 +288,21 @@ def test_processes_give_the_same_bits_and_a_killed_one_costs_its_batch(toy: Toy,
     threading.Thread(target=kill).start()
     assert replace(toy, seconds=0.2).run(workers=2).identical(whole)
     assert [environment["OMP_WAIT_POLICY"] for environment in killed] == ["PASSIVE"]
+
+
+def test_a_scheduler_that_dies_is_a_sentence_and_loses_nothing(toy: Toy, whole: xr.Dataset) -> None:
+    distributed = pytest.importorskip("distributed")
+    here = distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None)
+
+    def close() -> None:
+        while not count_finished(toy.folder):
+            time.sleep(0.02)
+        here.close()
+
+    threading.Thread(target=close).start()
+    with pytest.raises(OSError, match="the scheduler of workers='.*' is gone: start one, then run again"):
+        replace(toy, seconds=0.3).run(workers=here.scheduler_address)
+    assert toy.run().identical(whole)
 
 
 @pytest.mark.parametrize("said, wanted", [("0", 0), ("", 0), ("2", 2), ("tcp://node:8786", "tcp://node:8786")])
@@ -208,19 +316,3 @@ def test_workers_that_make_no_sense(toy: Toy, workers: Any) -> None:
     with pytest.raises(ValueError, match=r"workers=.*: expected"):
         toy.run(workers=workers)
     assert toy.computed() == 0
-
-
-def test_what_is_finished_is_read_where_one_may_only_read(
-    copy: Toy, whole: xr.Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("os.access", lambda path, mode: False)  # as for a folder of somebody else's
-    (copy.folder / "lock").unlink(missing_ok=True)
-    before = {path: path.stat().st_mtime_ns for path in copy.folder.rglob("*")}
-    assert copy.run().identical(whole)
-    assert {path: path.stat().st_mtime_ns for path in copy.folder.rglob("*")} == before
-    log = copy.folder / "checksums.txt"
-    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(
-        PermissionError, match=r"toy may only be read, and its results are not all there: .*SELATTN_RUNS"
-    ):
-        copy.run()

@@ -158,6 +158,23 @@ def test_a_constant_map_knows_as_much_as_chance(maps):
     assert scores.values.tolist() == pytest.approx([share, share, 0])
 
 
+def test_a_constant_map_is_not_stretched_from_rounding(maps):
+    flat = HeadMaps(maps.dataset.map(lambda values: np.full_like(values, 0.37)).assign_attrs(maps.dataset.attrs))
+    assert float(flat.heatmap().max()) == 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_maps_that_are_no_numbers_are_not_scored(maps, bad):
+    truth = np.zeros((2, 64, 128), bool)
+    spoilt = maps.dataset.map(lambda values: np.where(np.arange(values.shape[-1]) == 1, bad, values), keep_attrs=True)
+    spoilt = HeadMaps(spoilt.assign(truth=(("image", "y", "x"), truth)))
+    for score in (ious, threshold_free, single_ious):
+        with pytest.raises(ValueError, match="NaN or infinite: expected numbers"):
+            score(spoilt)
+    with pytest.raises(ValueError, match="NaN or infinite: expected numbers"):
+        spoilt.heatmap(heads="all")
+
+
 def test_attention_ratio_is_a_mean_over_a_mean():
     rng = np.random.default_rng(0)
     heat, mask, other = rng.random((2, 8, 8)), rng.random((8, 8)) < 0.3, rng.random((8, 8)) < 0.5

@@ -11,7 +11,7 @@ from tiny_sd import build_pipeline, word_tokenizer
 from transformers import BertTokenizer
 
 from selattn_lib.attention.capture import capture
-from selattn_lib.models.tokens import Tokens, find_word, word_weights
+from selattn_lib.models.tokens import BYTES, Tokens, find_word, word_weights
 
 DIGITS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -83,6 +83,18 @@ def test_numbers_are_found_whole(prompt, word, found):
             places(tokenizer, prompt, word)
     else:
         assert places(tokenizer, prompt, word) == found
+
+
+@pytest.mark.parametrize(
+    "longer, word", [("имир", "мир"), ("мири", "мир"), ("שלום", "לום"), ("שלום", "שלו"), ("éa", "a")]
+)
+def test_a_part_of_a_word_in_another_alphabet_is_not_found(longer, word):
+    symbols = "".join(sorted(BYTES))
+    tokenizer = word_tokenizer([], characters=symbols)
+    with pytest.raises(ValueError, match="is not in the prompt"):
+        places(tokenizer, longer, word)
+    length, before = len(word.encode()), len(longer.encode())
+    assert places(tokenizer, f"{longer} {word}", word) == list(range(before + 1, before + 1 + length))
 
 
 def bert():

@@ -105,7 +105,7 @@ function normaliseInto(to, from) {
     if (value < low) low = value;
     if (value > high) high = value;
   }
-  const scale = high > low ? 1 / (high - low) : 0;
+  const scale = high - low > 1e-5 * Math.abs(high) ? 1 / (high - low) : 0; // less is rounding
   for (let i = 0; i < from.length; i++) to[i] = (from[i] - low) * scale;
   return to;
 }
