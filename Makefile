@@ -60,8 +60,8 @@ lint: env
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-check: lint  ## lint, types, layers of the library, unit tests (two minutes)
-	$(PYTEST) -n 2
+check: lint  ## lint, types, layers of the library, unit tests but those that start Python anew (two minutes)
+	$(PYTEST) -n 2 -m "not process"
 
 test: system lint  ## all of that, every chapter with small parameters, the book in a browser (seven minutes)
 	$(PYTEST) -n 2 $(NBVAL) tests selattn_lib $(TOUR)

@@ -138,6 +138,7 @@ def test_a_dead_kernel_is_one_sentence(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.process
 def test_a_signal_leaves_no_folder_behind(tmp_path: Path) -> None:
     notebook = write_notebook(tmp_path / "in" / "a.ipynb", "heads = 30", "import time; time.sleep(60)")
     command = [Path(sys.executable).with_name("selattn"), "run", notebook, "--out", tmp_path / "out"]

@@ -191,6 +191,7 @@ def test_the_segmenters_scenes_are_made_once_and_most_go_through_the_autoencoder
         assert torch.equal(tensor, kept[name])
 
 
+@pytest.mark.process
 def test_examples_made_by_worker_processes_are_those_made_without(tmp_path: Path) -> None:
     def prepare(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         return {"mean": batch["images"].float().mean((1, 2, 3))}

@@ -35,6 +35,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
         sa.nosuch  # noqa: B018
 
 
+@pytest.mark.process
 def test_importing_is_quick_and_quiet() -> None:
     """What takes seconds to import is imported when it is used."""
     script = (

@@ -217,6 +217,7 @@ class Gate(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.process
 def test_a_gated_model_says_where_to_accept_its_terms(tmp_path: Path) -> None:
     """In a process of its own, as the hub's address is read once."""
     server = HTTPServer(("127.0.0.1", 0), Gate)

@@ -273,6 +273,7 @@ def test_threads_of_a_scheduler_give_the_same_bits(toy: Toy, whole: xr.Dataset) 
         assert toy.run(workers=here).identical(whole)
 
 
+@pytest.mark.process
 def test_processes_give_the_same_bits_and_a_killed_one_costs_its_batch(toy: Toy, whole: xr.Dataset) -> None:
     pytest.importorskip("distributed")
     psutil = pytest.importorskip("psutil")
