@@ -144,8 +144,8 @@ def own_meaning(ratios: xr.DataArray, own: Mapping[str, str]) -> str:
             continue
         means = {s: Interval(*values[:3]) for s, values in of_set.items()}
         others = ", ".join(f"{s} {interval}" for s, interval in means.items() if s != name)
-        most = "most" if name == max(means, key=lambda s: means[s].mean) else "not most"
-        sentences.append(f"on {meaning}, {name} fall {most}: {means[name]} ({others})")
+        lead = "lead" if name == max(means, key=lambda s: means[s].mean) else "do not lead"
+        sentences.append(f"on {meaning}, the heads for it {lead}: {name} {means[name]}, {others}")
     return "; ".join(sentences)
 
 

@@ -151,6 +151,6 @@ def test_the_heads_of_a_meaning_fall_on_it_most_or_not():
     means = np.array([[1.5, np.nan], [2.0, np.nan], [1.2, np.nan]])[..., None] + [0, -0.1, 0.1, 8]
     ratios = xr.DataArray(means, coords, ("heads", "mask", "statistic"))
     sentence = answers.own_meaning(ratios, {"Animals": "A", "Tools": "T"})
-    assert sentence.startswith("on Animals, A fall most: 2.000 [1.900, 2.100] (all 1.500")
+    assert sentence.startswith("on Animals, the heads for it lead: A 2.000 [1.900, 2.100], all 1.500")
     assert sentence.endswith("; Tools is in no picture")
-    assert "on Animals, T fall not most: 1.200" in answers.own_meaning(ratios, {"Animals": "T"})
+    assert "on Animals, the heads for it do not lead: T 1.200" in answers.own_meaning(ratios, {"Animals": "T"})
