@@ -30,7 +30,7 @@ from ..scenes import HELD_OUT, compose
 from ..segmenter import CONCEPTS, as_tensor
 from .autoencoder import LatentBasis
 from .training import Schedule, fast_dtype
-from .unet import TrainingAttention, new_scheduler
+from .unet import TrainingAttention, new_scheduler, noised, timestep_shares
 
 MOST = 3  # objects in a scene
 
@@ -248,9 +248,7 @@ def train_control(
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
     schedule = Schedule(steps, peak, warmup=max(1, steps // 20), decay=1.0)
     alphas = new_scheduler().alphas_cumprod.to(device)
-    often = torch.ones(len(alphas), device=device)
-    often[400:950] = 3  # as in `train_unet`
-    often = often.cumsum(0) / often.sum()
+    often = timestep_shares(alphas)
     draw = torch.Generator(device).manual_seed(seed)
     fast = torch.autocast(device.type, torch.bfloat16, device.type != "cpu" or fast_dtype() == torch.bfloat16)
 
@@ -286,12 +284,6 @@ def train_control(
             bar.set_postfix(diffusion=diffusion.item(), attention=attention.item(), refresh=False)
     unet.set_attn_processor(AttnProcessor2_0())
     return unet.requires_grad_(False).eval()
-
-
-def noised(x: torch.Tensor, alpha: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents noised to the cumulative `alpha` (image), and the v that is to be predicted from them."""
-    signal, noise_level = (a[:, None, None, None] for a in (alpha.sqrt(), (1 - alpha).sqrt()))
-    return signal * x + noise_level * noise, signal * noise - noise_level * x
 
 
 def on_grid(masks: torch.Tensor, layer: Layer) -> torch.Tensor:

@@ -64,6 +64,20 @@ class TrainingAttention:
         return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
 
+def timestep_shares(alphas: torch.Tensor) -> torch.Tensor:
+    """(timestep) the share of training up to each: timesteps 400 to 949, where shapes arise and the caption tells most,
+    come three times as often as others."""
+    often = torch.ones_like(alphas)
+    often[400:950] = 3
+    return often.cumsum(0) / often.sum()
+
+
+def noised(x: torch.Tensor, alpha: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents noised to the cumulative `alpha` (image), and the v that is to be predicted from them."""
+    signal, noise_level = (a[:, None, None, None] for a in (alpha.sqrt(), (1 - alpha).sqrt()))
+    return signal * x + noise_level * noise, signal * noise - noise_level * x
+
+
 def captioned(scene: Scene) -> dict[str, Any]:
     """What the UNet learns from of a scene."""
     return {"images": scene.image, "captions": scene.caption}
@@ -115,9 +129,7 @@ def train_unet(
     if DEVICE.type == "cuda":
         model = torch.compile(model)
     alphas = new_scheduler().alphas_cumprod.to(DEVICE)
-    often = torch.ones(len(alphas), device=DEVICE)
-    often[400:950] = 3  # where shapes arise, and the caption tells most
-    often = often.cumsum(0) / often.sum()
+    often = timestep_shares(alphas)
 
     def step(number: int) -> tuple[torch.Tensor, dict[str, Any]]:
         draw = torch.Generator(DEVICE).manual_seed(hash((seed, RANK, number)))
@@ -126,11 +138,10 @@ def train_unet(
         x = scenes["latents"].float()
         text = torch.where(uniform()[:, None, None] < 0.1, empty, scenes["context"]).float()
         t = torch.searchsorted(often, (torch.arange(batch, device=DEVICE) + uniform()) / batch)  # stratified
-        signal, noise_level = (a[:, None, None, None] for a in (alphas[t].sqrt(), (1 - alphas[t]).sqrt()))
-        noise = torch.randn(x.shape, generator=draw, device=DEVICE)
+        noisy, v = noised(x, alphas[t], torch.randn(x.shape, generator=draw, device=DEVICE))
         with autocast():
-            predicted = model(signal * x + noise_level * noise, t, text, return_dict=False)[0]
-        loss = F.mse_loss(predicted.float(), signal * noise - noise_level * x)
+            predicted = model(noisy, t, text, return_dict=False)[0]
+        loss = F.mse_loss(predicted.float(), v)
         log.add(number, batch * WORLD, loss.detach())
         return loss, {"loss": log.loss, "samples": log.samples, "scenes": examples.made}
 
