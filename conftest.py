@@ -18,14 +18,14 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file goes to one worker; so do all that run notebooks, which share studies, and all that read the book. These
-    take longest, so they go first."""
+    """A file goes to one worker; so do the chapters, which share studies, and all that read the book. The longest go
+    first."""
     from xdist.scheduler import LoadFileScheduling
 
     class Together(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "notebooks" if "notebooks/" in file else "book" if "tests/book/" in file else file
+            return "book" if "tests/book/" in file else "chapters" if "notebooks/test_notebooks" in file else file
 
     return Together(config, log)
 

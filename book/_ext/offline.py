@@ -46,6 +46,13 @@ def escape_json(app, pagename, templatename, context, doctree):
     context["body"] = re.sub(embedded, lambda json: json[0].replace("<", "\\u003c"), body, flags=re.DOTALL)
 
 
+def name_what_is_there(app, pagename, templatename, context, doctree):
+    """For screen readers: no header without a name, no label that differs from the text, no list of what is no item."""
+    body = re.sub(r"<th([^>]*)>\s*</th>", r"<td\1></td>", context.get("body", ""))
+    body = body.replace('<summary aria-label="Toggle hidden content">', "<summary>")
+    context["body"] = body.replace('role="list" class="citation-list"', 'class="citation-list"')
+
+
 def prepare_print(app, pagename, templatename, context, doctree):
     """The whole book on one page has plotly's figures, and a still picture in the place of each explorer."""
     if app.builder.name == "singlehtml":
@@ -65,6 +72,7 @@ def move_print(app, exception):
 
 def setup(app):
     app.connect("html-page-context", escape_json)
+    app.connect("html-page-context", name_what_is_there)
     app.connect("html-page-context", prepare_print)
     app.connect("build-finished", add_anywidget)
     app.connect("build-finished", add_front_door, priority=400)  # before a plainer one is written

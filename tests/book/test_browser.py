@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import address, expect_no_overflow, watched_page
+from chromium import address, expect_accessible, expect_no_overflow, watched_page
 from explorer_page import settled
 from playwright.sync_api import Browser, BrowserContext, Page
 from test_book import ROOT, pages
@@ -73,6 +73,7 @@ def test_a_page_loads_and_fits_a_phone(page: Page, root: str, name: str) -> None
     count = "selector => document.querySelectorAll(selector).length"
     page.wait_for_function(f"({count})('.math') == ({count})('mjx-container')")
     assert page.locator("mjx-merror").count() == 0
+    expect_accessible(page)
     expect_no_overflow(page)
 
 
@@ -90,6 +91,9 @@ def test_a_chapter_has_figures_in_both_themes_and_whole_titles_on_a_phone(page: 
     open_page(page, f"{root}{name}.html")
     assert page.locator(".plotly-figure .main-svg").count() > 0
     assert all(page.locator(".plotly-figure").evaluate_all("figures => figures.map(figure => figure.ariaLabel)"))
+    for explorer in page.locator(".selattn-explorer").all():
+        settled(explorer)
+    expect_accessible(page)
     colour = "getComputedStyle(document.querySelector('.plotly-figure text')).fill"
     before = page.evaluate(colour)
     page.evaluate("document.documentElement.dataset.theme = 'dark'")
@@ -101,6 +105,15 @@ def test_a_chapter_has_figures_in_both_themes_and_whole_titles_on_a_phone(page: 
             return room.width < 390 && text.left >= room.left && text.right <= room.right;
         })"""
     )
+
+
+@pytest.mark.parametrize("name", ["book/method", "notebooks/02_segmentation"])
+def test_a_page_is_as_accessible_in_the_dark(page: Page, root: str, name: str) -> None:
+    open_page(page, f"{root}{name}.html")
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    for explorer in page.locator(".selattn-explorer").all():
+        settled(explorer)
+    expect_accessible(page)
 
 
 @pytest.mark.parametrize("name", EXPLORED)

@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from system_setup import find_browser
 
+AXE = Path(__file__).parents[1] / "book" / "axe" / "axe.min.js"  # axe-core 4.14.1, as on npm
 FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update".split()
 FLAGS += ["--disable-sync", "--no-first-run", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
 
@@ -63,3 +64,11 @@ def watched_page(context: BrowserContext, root: str) -> Iterator[Page]:
 def expect_no_overflow(page: Page) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     page.wait_for_function("document.documentElement.scrollWidth <= 390")
+
+
+def expect_accessible(page: Page) -> None:
+    """No violation of more than minor impact by axe-core's rules."""
+    page.evaluate(AXE.read_text())
+    rules = page.evaluate("axe.run(document, {resultTypes: ['violations'], preload: false})")["violations"]
+    broken = [rule for rule in rules if rule["impact"] != "minor"]
+    assert not broken, [(rule["id"], rule["nodes"][0]["html"]) for rule in broken]
