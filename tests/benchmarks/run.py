@@ -317,14 +317,16 @@ def _rounds(cells: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def _time(cells: dict[str, Any], name: str) -> str:
+    """Against the plain run of the same round, and in hooks; of how many rounds, where some are still missing."""
+    hooks = f"in hooks {median(cells[f'hooks/{name}']):.1%}" if f"hooks/{name}" in cells else ""
     if not (rounds := _rounds(cells, name)):
-        return ""
+        return hooks
     if name == "plain":
         return f"{median(cell['cpu_s']['plain'] for cell in rounds):.1f} s"
     ratios = [cell["cpu_s"][name] / cell["cpu_s"]["plain"] for cell in rounds]
-    shown = f"× {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
-    hooks = cells.get(f"hooks/{name}")
-    return f"{shown}; in hooks {median(hooks):.1%}" if hooks else shown
+    fewer = f" of {len(rounds)}" if len(rounds) < PAIRS else ""
+    shown = f"× {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}{fewer})"
+    return f"{shown}; {hooks}" if hooks else shown
 
 
 def _image(cells: dict[str, Any], name: str) -> str:

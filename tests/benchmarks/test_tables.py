@@ -31,7 +31,7 @@ def test_a_row_says_on_which_machine_it_was_measured() -> None:
     stored = [{"machine": here, "date": "1", "cells": cells[0]}, {"machine": there, "date": "2", "cells": cells[1]}]
     table = run.markdown(stored)
     assert "| nothing | 10.0 s | - | the same bits | - | - | A |" in table
-    assert "processors that it does not know | × 1.020 (1.020 to 1.020) | - | the same bits | - | - | B |" in table
+    assert "processors that it does not know | × 1.020 (1.020 to 1.020 of 1) | - | the same bits | - | - | B |" in table
     assert table.count("\n| ") == 5 and "Machine B, 2: there," in table
 
 
