@@ -285,11 +285,11 @@ def is_done(results: Results, job: str) -> bool:
 COLUMNS = (
     "beside the generation",
     "CPU time",
-    "extra peak memory at 5, 20, 50 steps (MB)",
-    "image",
+    "in hooks",
+    "extra MB at 5, 20, 50 steps",
+    "image changed",
     "kernels a layer",
     "waits",
-    "machine",
 )
 
 
@@ -301,9 +301,10 @@ def markdown(results: list[dict[str, Any]]) -> str:
     for letter, found in zip(ascii_uppercase, results, strict=False):
         cells = found["cells"]
         for name, way in WAYS.items():
-            row = _time(cells, name), _memory(cells, name), _image(cells, name), *_launches(cells, name)
+            share = f"{median(cells[f'hooks/{name}']):.1%}" if f"hooks/{name}" in cells else ""
+            row = _time(cells, name), share, _memory(cells, name), _image(cells, name), *_launches(cells, name)
             if any(row):
-                lines.append(f"| {way.name} | " + " | ".join(value or "-" for value in row) + f" | {letter} |")
+                lines.append(f"| {way.name} ({letter}) | " + " | ".join(value or "-" for value in row) + " |")
         if "surface" in cells:
             many = "The IoU of 100 images at 128 numbers of heads and 3 thresholds"
             notes += [f"{many}, on machine {letter}: {cells['surface']} seconds."]
@@ -317,23 +318,22 @@ def _rounds(cells: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def _time(cells: dict[str, Any], name: str) -> str:
-    """Against the plain run of the same round, and in hooks; of how many rounds, where some are still missing."""
-    hooks = f"in hooks {median(cells[f'hooks/{name}']):.1%}" if f"hooks/{name}" in cells else ""
+    """Against the plain run of the same round; of how many rounds, where some are still missing."""
     if not (rounds := _rounds(cells, name)):
-        return hooks
+        return ""
     if name == "plain":
         return f"{median(cell['cpu_s']['plain'] for cell in rounds):.1f} s"
     ratios = [cell["cpu_s"][name] / cell["cpu_s"]["plain"] for cell in rounds]
     fewer = f" of {len(rounds)}" if len(rounds) < PAIRS else ""
-    shown = f"× {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}{fewer})"
-    return f"{shown}; {hooks}" if hooks else shown
+    spread = f"({min(ratios):.3f} to {max(ratios):.3f}{fewer})".replace(" ", "\N{NO-BREAK SPACE}")
+    return f"×\N{NO-BREAK SPACE}{median(ratios):.3f} {spread}"
 
 
 def _image(cells: dict[str, Any], name: str) -> str:
     if not (rounds := _rounds(cells, name)):
         return ""
     changed = max(cell["image_changed_by"][name] for cell in rounds)
-    return f"changed by up to {changed:.0e}" if changed else "the same bits"
+    return f"{changed:.0e}" if changed else "no"
 
 
 def _memory(cells: dict[str, Any], name: str) -> str:
