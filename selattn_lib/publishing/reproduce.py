@@ -145,6 +145,7 @@ class Reproduction(ReproduceOptions):
                 shutil.copy2(notebook, site / "notebooks")
         config = yaml.safe_load((root / "_config.yml").read_text())
         config["title"] += f" On {self.model}"
+        config["sphinx"]["config"]["measured_from"] = str((root / "notebooks").resolve())  # prose is about emoji-sd
         (site / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
         toc = yaml.safe_load((root / "_toc.yml").read_text())
         chapters = [{"file": toc["root"]}, *(chapter for part in toc["parts"] for chapter in part["chapters"])]

@@ -2,9 +2,11 @@
 
     python tests/benchmarks/run.py            # an hour or two of two cores that have nothing else to do
     python tests/benchmarks/run.py --small    # a narrow model: minutes, to see that it works
+    python tests/benchmarks/run.py --ways capture+proof    # only some rows of the table, beside the plain generation
 
-Each number is written to a JSON file as soon as it is measured; started again, the command goes on where it was. At
-its end it writes the table of the book. The other packages are measured where they can be imported; `make benchmarks`
+Each number is written to a JSON file as soon as it is measured; started again, the command goes on where it was. What
+was measured on other machines stays there, and stands in the table under their letters. At its end the command writes
+the table of the book. The other packages are measured where they can be imported; `make benchmarks`
 puts them into a folder of their own, without what they require, since `daam` asks for versions of 2023.
 """
 
@@ -15,12 +17,13 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import date
 from functools import partial
 from pathlib import Path
 from statistics import median
+from string import ascii_uppercase
 from typing import Any
 from unittest.mock import patch
 
@@ -38,7 +41,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/support")]
 from tiny_sd import WORDS, build_pipeline, word_tokenizer  # noqa: E402
 
 from benchmarks.scale import surface_seconds  # noqa: E402
-from benchmarks.ways import INSTALLED, PROMPT, WAYS  # noqa: E402
+from benchmarks.ways import INSTALLED, OURS, PROMPT, WAYS  # noqa: E402
 
 PAIRS = 7
 LAYERS = 16
@@ -49,6 +52,7 @@ HAND_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536
 MEMORY = [  # (way, steps), the most telling first
     *[("plain", 5), ("capture", 5), ("daam", 5), ("amd", 5), ("amd-exact", 5), ("capture", 50), ("capture", 20)],
     *[("daam", 20), ("amd", 20), ("amd-exact", 20), ("plain", 20), ("plain", 50), ("capture+hrv", 5)],
+    ("capture+proof", 5),
 ]
 # What makes a host wait for a GPU, by the names under which PyTorch calls it.
 WAITS = "item tolist cpu numpy nonzero equal unique masked_select __bool__ __float__ __int__ __index__".split()
@@ -84,23 +88,23 @@ def draw(pipe: Any, small: bool, steps: int) -> Any:
 
 
 class Results:
-    """The cells measured so far, in a JSON file."""
+    """The cells measured so far on this machine, in a JSON file beside those of others; and the ways to be measured."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.machine, self.cells = path, machine(), {}
-        if path.exists():
-            known = json.loads(path.read_text())
-            if known["machine"] != self.machine:
-                raise SystemExit(f"{path} is of another machine, {known['machine']}; delete it to measure this one.")
-            self.cells, self.date = known["cells"], known["date"]
+    def __init__(self, path: Path, names: Sequence[str] = INSTALLED) -> None:
+        self.path, self.names = path, names
+        self.all: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+        here = [found for found in self.all if found["machine"] == machine()]
+        self.found = here[0] if here else {"machine": machine(), "cells": {}}
+        self.cells: dict[str, Any] = self.found["cells"]
 
     def add(self, key: str, value: Any) -> None:
         print(key, json.dumps(value), flush=True)
-        self.cells[key], self.date = value, date.today().isoformat()
-        text = json.dumps({"machine": self.machine, "date": self.date, "cells": self.cells}, indent=1)
+        self.cells[key], self.found["date"] = value, date.today().isoformat()
+        if self.found not in self.all:
+            self.all.append(self.found)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
-        part.write_text(text + "\n")
+        part.write_text(json.dumps(self.all, indent=1) + "\n")
         part.replace(self.path)
 
 
@@ -127,10 +131,11 @@ def measure_times(results: Results, small: bool) -> None:
     """
     pipe = build(small)
     for pair in range(-1, PAIRS):
-        if f"time/{pair}" in results.cells:
+        if f"time/{pair}" in measured(results, "time"):
             continue
         seconds, latents = {}, {}
-        for name in INSTALLED[pair % len(INSTALLED) :] + INSTALLED[: pair % len(INSTALLED)]:
+        turn = pair % len(results.names)
+        for name in [*results.names[turn:], *results.names[:turn]]:
             with WAYS[name].run(pipe) as finish:
                 start = os.times()
                 latents[name] = draw(pipe, small, 1)
@@ -170,7 +175,9 @@ def measure_hooks(results: Results, small: bool) -> None:
     """CPU seconds in the hooks over those outside them, in one and the same generation: no noise between runs."""
     pipe = build(small)
     draw(pipe, small, 1)
-    for name in ("capture", "capture+proof", "capture+hrv"):
+    for name in results.names:
+        if name not in OURS or f"hooks/{name}" in results.cells:
+            continue
         shares = []
         for _ in range(PAIRS):
             start = time.process_time()
@@ -240,7 +247,7 @@ def measure_launches(results: Results, small: bool) -> None:
     for dtype in ("float32", "bfloat16"):
         pipe.to(getattr(torch, dtype))
         plain_call = count_call(pipe, "plain")
-        for name in INSTALLED:
+        for name in results.names:
             kernels, waits = (count_call(pipe, name) - plain_call).tolist()
             results.add(f"launches/{name}/{dtype}", {"kernels": kernels, "waits": waits})
 
@@ -259,33 +266,50 @@ JOBS = {
 }
 
 
-def is_done(job: str, cells: dict[str, Any]) -> bool:
-    last = {"time": f"time/{PAIRS - 1}", "launches": f"launches/{INSTALLED[-1]}/bfloat16"}
-    last["hooks"] = "hooks/capture+hrv"
-    return last.get(job, job) in cells
+def measured(results: Results, job: str) -> set[str]:
+    """The keys of a job's cells that hold every way that is to be measured."""
+    rounds = [f"time/{pair}" for pair in range(PAIRS)]
+    keys = {
+        "time": [key for key in rounds if {*results.names} <= {*results.cells.get(key, {}).get("cpu_s", {})}],
+        "launches": [f"launches/{name}/bfloat16" for name in results.names],
+        "hooks": [f"hooks/{name}" for name in results.names if name in OURS],
+    }
+    return {key for key in keys.get(job, [job]) if key in results.cells}
 
 
-def markdown(results: Results) -> str:
-    """The table of the book, and what it was measured on."""
-    cells = results.cells
-    columns = (
-        "beside the generation",
-        "CPU time",
-        "extra peak memory at 5, 20, 50 steps (MB)",
-        "image",
-        "kernels a layer",
-        "waits",
-    )
-    lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
-    for name, way in WAYS.items():
-        row = _time(cells, name), _memory(cells, name), _image(cells, name), *_launches(cells, name)
-        unknown = "not measured" if name in INSTALLED else "not installed"
-        lines.append(f"| {way.name} | " + " | ".join(value or unknown for value in row) + " |")
-    if "surface" in cells:
-        lines += ["", f"The IoU of 100 images at 128 numbers of heads and 3 thresholds: {cells['surface']} seconds."]
+def is_done(results: Results, job: str) -> bool:
+    wanted = {"time": PAIRS, "launches": len(results.names), "hooks": len({*results.names} & {*OURS})}
+    return len(measured(results, job)) == wanted.get(job, 1)
+
+
+COLUMNS = (
+    "beside the generation",
+    "CPU time",
+    "in hooks",
+    "extra MB at 5, 20, 50 steps",
+    "image changed",
+    "kernels a layer",
+    "waits",
+)
+
+
+def markdown(results: list[dict[str, Any]]) -> str:
+    """The table of the book, and what its rows were measured on, one letter a machine."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "| --- " * len(COLUMNS) + "|"]
+    notes = []
     made_on = "{cpu}, {cores} cores, {memory_gb} GB of memory; Python {python}, PyTorch {torch}, diffusers {diffusers}"
-    lines += ["", f"Measured on {results.date} by `make benchmarks` on: {made_on.format(**results.machine)}."]
-    return "\n".join(lines) + "\n"
+    for letter, found in zip(ascii_uppercase, results, strict=False):
+        cells = found["cells"]
+        for name, way in WAYS.items():
+            share = f"{median(cells[f'hooks/{name}']):.1%}" if f"hooks/{name}" in cells else ""
+            row = _time(cells, name), share, _memory(cells, name), _image(cells, name), *_launches(cells, name)
+            if any(row):
+                lines.append(f"| {way.name} ({letter}) | " + " | ".join(value or "-" for value in row) + " |")
+        if "surface" in cells:
+            many = "The IoU of 100 images at 128 numbers of heads and 3 thresholds"
+            notes += [f"{many}, on machine {letter}: {cells['surface']} seconds."]
+        notes += [f"Machine {letter}, {found['date']}: {made_on.format(**found['machine'])}."]
+    return "\n".join(lines) + "\n\n" + "\n\n".join(notes) + "\n\nMeasured by `make benchmarks`.\n"
 
 
 def _rounds(cells: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -294,21 +318,22 @@ def _rounds(cells: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def _time(cells: dict[str, Any], name: str) -> str:
+    """Against the plain run of the same round; of how many rounds, where some are still missing."""
     if not (rounds := _rounds(cells, name)):
         return ""
     if name == "plain":
         return f"{median(cell['cpu_s']['plain'] for cell in rounds):.1f} s"
     ratios = [cell["cpu_s"][name] / cell["cpu_s"]["plain"] for cell in rounds]
-    shown = f"× {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
-    hooks = cells.get(f"hooks/{name}")
-    return f"{shown}; in hooks {median(hooks):.1%}" if hooks else shown
+    fewer = f" of {len(rounds)}" if len(rounds) < PAIRS else ""
+    spread = f"({min(ratios):.3f} to {max(ratios):.3f}{fewer})".replace(" ", "\N{NO-BREAK SPACE}")
+    return f"×\N{NO-BREAK SPACE}{median(ratios):.3f} {spread}"
 
 
 def _image(cells: dict[str, Any], name: str) -> str:
     if not (rounds := _rounds(cells, name)):
         return ""
     changed = max(cell["image_changed_by"][name] for cell in rounds)
-    return f"changed by up to {changed:.0e}" if changed else "the same bits"
+    return f"{changed:.0e}" if changed else "no"
 
 
 def _memory(cells: dict[str, Any], name: str) -> str:
@@ -337,20 +362,24 @@ def main() -> None:
     parser.add_argument(
         "--only", default="", help="the jobs that begin with this: launches, surface, time, hooks or memory"
     )
+    parser.add_argument(
+        "--ways", nargs="+", choices=INSTALLED, default=INSTALLED, help="rows of the table; default: all"
+    )
     parser.add_argument("--job", choices=JOBS, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    names = [name for name in INSTALLED if name == "plain" or name in given.ways]
     path = ROOT / ("runs/benchmarks/small.json" if given.small else "tests/benchmarks/results.json")
     table = path.with_suffix(".md") if given.small else ROOT / "book/performance_table.md"
     if given.job:
-        JOBS[given.job](Results(path), given.small)
+        JOBS[given.job](Results(path, names), given.small)
         return
     for job in JOBS:
         name = job.split("/")[1] if "/" in job else "plain"
-        if job.startswith(given.only) and name in INSTALLED and not is_done(job, Results(path).cells):
-            command = [sys.executable, __file__, "--job", job, *["--small"] * given.small]
+        if job.startswith(given.only) and name in names and not is_done(Results(path, names), job):
+            command = [sys.executable, __file__, "--job", job, *["--small"] * given.small, "--ways", *names]
             settings = {} if job == "surface" else ONE_THREAD | (HAND_BACK if "memory" in job else {})
             subprocess.run(command, check=True, env=os.environ | settings)
-    table.write_text(markdown(Results(path)))
+    table.write_text(markdown(Results(path).all))
     print(f"The table is in {table}")
 
 

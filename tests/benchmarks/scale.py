@@ -1,7 +1,7 @@
 """The figures of the book's page on scale: throughput with 2 local workers against 1, memory at 10 and 30 times as many
-images, the work in one image of Stable Diffusion v1, and the time of a surface of its size.
+images, and the work in one image of Stable Diffusion v1.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/scale.py      # on an idle machine
+    OMP_NUM_THREADS=1 python tests/benchmarks/scale.py      # on an idle machine; writes the page's two tables
     python tests/benchmarks/scale.py surface 10             # only the surface, from 10 images, on all cores
 """
 
@@ -12,6 +12,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,8 @@ import xarray as xr
 import selattn_lib as sa
 from selattn_lib.evaluation.scores import GRID
 
+RESULTS, BOOK = Path(__file__).with_name("results_scale.json"), Path(__file__).parents[2] / "book"
+GRIDS = {64: 40, 32: 40, 16: 40, 8: 8}  # side of a head's grid, in Stable Diffusion v1 -> number of such heads
 STUDY = """
 import json, resource, sys, time
 import selattn_lib as sa
@@ -65,7 +69,7 @@ def surface_seconds(images: int, thresholds: Sequence[float] = GRID) -> float:
     data: dict[str, Any] = {"truth": (("image", "y", "x"), rng.random((images, 512, 512)) < 0.3)}
     coords: dict[str, Any] = {"word": ["bear"]}
     first = 0
-    for side, heads in ((64, 40), (32, 40), (16, 40), (8, 8)):
+    for side, heads in GRIDS.items():
         grid = f"{side}x{side}"
         values = rng.random((images, 1, heads, side, side), dtype=np.float32).astype(np.float16)
         data[f"maps_{grid}"] = (("image", "word", f"head_{grid}", f"y_{grid}", f"x_{grid}"), values)
@@ -87,17 +91,84 @@ def print_surface(images: int) -> None:
     )
 
 
+def measured_table(found: dict[str, Any]) -> str:
+    """What was measured, in Markdown. `found`: see `main`."""
+    lines, rates = ["| What | Measured |", "| --- | --- |"], []
+    for workers, (few, many) in found["seconds"].items():
+        rates.append(60 / (many - few))
+        who = "one local worker of one thread" if workers == "1" else f"{workers} local workers of one thread each"
+        more = f", **{rates[-1] / rates[0]:.2f} times as many**" if len(rates) > 1 else ""
+        lines += [
+            f"| {who} | 20 images in {few:.0f} s, 80 in {many:.0f} s: {rates[-1]:.2f} images/s for the 60 more{more} |"
+        ]
+    memory = ", ".join(f"{megabytes:.0f} MB for {images} images" for images, megabytes in found["memory_mb"].items())
+    lines += [
+        f"| memory at the peak, scoring included | {memory} |",
+        "",
+        f"Measured on {found['date']}: {found['on']}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def plan_table(tflop: float, images: int = 34 * 10 * 100, gpus: int = 8, rate: float = 40, calls: int = 51) -> str:
+    """What a study of Stable Diffusion v1.4 would take, in Markdown: arithmetic from `tflop` a call, and `rate`
+    TFLOP/s assumed."""
+    values = sum(heads * side**2 for side, heads in GRIDS.items())
+    megabytes = (2 * values + 5 * 512**2) / 1e6
+    work, seconds = calls * tflop, round(calls * tflop / rate)
+    sheet = f"*assumed*: {rate} TFLOP/s in fp16, about an eighth of what the data sheet of an A100 promises"
+    held = f"maps of {values:,} values in float16, a picture and two masks of 512 x 512 pixels"
+    rows = [
+        ("What", "How much", "Where from"),
+        ("---", "---", "---"),
+        (
+            "one UNet call on one image, with guidance",
+            f"{tflop:.2f} TFLOP",
+            "counted on the model's layout by the script",
+        ),
+        (f"one image, 50 PNDM steps or {calls} calls", f"{work:.0f} TFLOP", f"{calls} x {tflop:.2f}"),
+        ("seconds an image on one GPU", f"{seconds}", sheet),
+        (
+            f"all images on {gpus} GPUs",
+            f"{images * seconds / gpus / 3600:.1f} hours",
+            f"{images:,} x {seconds} s / {gpus}",
+        ),
+        (
+            "results on the disk, at most",
+            f"{images * megabytes / 1e3:.0f} GB",
+            f"{images:,} x {megabytes:.2f} MB: {held}",
+        ),
+        (
+            "counting head relevance first, on 2,100 images",
+            f"{2100 * seconds / gpus / 60:.0f} minutes",
+            f"2,100 x {seconds} s / {gpus}",
+        ),
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def tables(found: dict[str, Any]) -> dict[str, str]:
+    """File of the book -> its text."""
+    return {"scale_table.md": measured_table(found), "scale_plan.md": plan_table(found["tflop"])}
+
+
+def main() -> None:
+    """Measure, store what was found, and write the tables of the book."""
+    found: dict[str, Any] = {"date": date.today().isoformat(), "on": f"{os.cpu_count()} cores, no graphics card"}
+    found["seconds"] = {  # the difference of two sizes leaves out the start of the workers
+        str(workers): [measure(workers, seeds=seeds, steps=20, batch=5)[0] for seeds in (2, 8)] for workers in (1, 2)
+    }
+    found["memory_mb"] = {str(10 * seeds): measure(seeds=seeds, steps=1)[1] for seeds in (1, 10, 30)}
+    counted = subprocess.run([sys.executable, "-c", FLOPS], capture_output=True, text=True, check=True)
+    found["tflop"] = int(counted.stdout) / 1e12
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    for name, text in tables(found).items():
+        (BOOK / name).write_text(text, encoding="utf-8")
+        print(text)
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["surface"]:
         print_surface(int(sys.argv[2]))
-        sys.exit()
-    for workers in (1, 2):  # the difference of two sizes leaves out the start of the workers
-        few, many = (measure(workers, seeds=seeds, steps=20, batch=5)[0] for seeds in (2, 8))
-        print(
-            f"{workers} workers: 20 images {few:.0f} s, 80 images {many:.0f} s: {60 / (many - few):.2f} images/s more"
-        )
-    for seeds in (1, 10, 30):
-        print(f"{10 * seeds} images: {measure(seeds=seeds, steps=1)[1]:.0f} MB at the peak")
-    counted = subprocess.run([sys.executable, "-c", FLOPS], capture_output=True, text=True, check=True)
-    print(f"one UNet call of Stable Diffusion v1 on an image, with guidance: {int(counted.stdout) / 1e12:.2f} TFLOP")
-    print_surface(10)
+    else:
+        main()

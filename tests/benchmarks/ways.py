@@ -98,3 +98,4 @@ WAYS = {
     "amd-exact": Way("`attention-map-diffusers` 1.0.0, `exact`", amd_exact, "attention_map_diffusers"),
 }
 INSTALLED = [name for name, way in WAYS.items() if find_spec(way.needs)]
+OURS = ("capture", "capture+proof", "capture+hrv")

@@ -72,11 +72,8 @@ def test_the_reference_shows_every_public_name(book: Path) -> None:
     assert public - shown == set(), "add these to book/api.md"
 
 
-def test_the_numbers_of_the_first_page_stand_in_the_outputs_of_the_chapters() -> None:
-    outputs = ""
-    for path in (ROOT / "notebooks").glob("*.ipynb"):
-        cells = json.loads(path.read_text())["cells"]
-        outputs += json.dumps([cell["outputs"] for cell in cells if cell["cell_type"] == "code"])
-    numbers = re.findall(r"\[?0\.\d{3}[\d., ]*\]?", (ROOT / "book" / "intro.md").read_text())
-    assert len(numbers) > 5
-    assert [number for number in numbers if number.strip(" ,.") not in outputs] == []
+def test_the_first_page_shows_the_numbers_of_the_chapters(book: Path) -> None:
+    """Where one was not found, Sphinx shows what was asked for instead."""
+    html = re.sub("<.*?>", "", (book / "book" / "intro.html").read_text())
+    shown = html[html.index("experiments are measured anew") : html.index("Every score in this paragraph")]
+    assert "measured}" not in shown and len(re.findall(r"\d\.\d{3} \[", shown)) >= 4

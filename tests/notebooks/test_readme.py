@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from selattn_lib.studies.base import GUIDANCE
+
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_readme_s_lines_do_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert code and "num_inference_steps=50" in code[1]
+    assert code and f"guidance_scale={GUIDANCE['emoji-sd']:g}, generator=seed" in code[1], "as its studies draw"
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(code[1].replace("num_inference_steps=50", "num_inference_steps=2"), names)
+    exec(code[1].replace("generator=seed", "generator=seed, num_inference_steps=2"), names)
     assert names["heat"].dims == names["daam"].dims == ("y", "x")
     assert not np.allclose(names["heat"], names["daam"])
     kinds = {path.stem.rsplit("-", 1)[-1] for path in (tmp_path / "runs" / "bear").glob("*.png")}
