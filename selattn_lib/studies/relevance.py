@@ -37,8 +37,8 @@ class RelevanceStudy(StudyBase):
     seed : int
         Of that order, and of the words drawn for each concept.
     start_token : bool
-        Leave the start token inside the softmax, as the published implementation and `selattn reproduce` do; the shipped
-        head relevance of the embedded model was counted without.
+        Leave the start token inside the softmax, as the published implementation and `selattn reproduce` do; the
+        shipped head relevance of the embedded model was counted without.
     **settings
         model, revision, dtype, batch, steps and guidance, as of `Study`.
 
