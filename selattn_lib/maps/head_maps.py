@@ -300,14 +300,9 @@ class HeadMaps:
         return xr.DataArray(heat.numpy(), dims=("y", "x"))
 
     def heatmaps(
-        self,
-        weights: Any,
-        *,
-        image: int = 0,
-        word: int | str = 0,
-        size: tuple[int, int] | None = None,
+        self, weights: Any, *, image: int = 0, word: int | str = 0, size: tuple[int, int] | None = None,
         normalise: str = "minmax",
-    ) -> Iterator[torch.Tensor]:
+    ) -> Iterator[torch.Tensor]:  # fmt: skip
         """Yield the heat maps of many sets of heads, some at a time.
 
         Bicubic upsampling is linear, so the maps of one grid are summed first and only the sums are upsampled; it is
@@ -339,14 +334,9 @@ class HeadMaps:
             yield normalise_(down @ torch.cat(across, dim=1), normalise)
 
     def overlay(
-        self,
-        word: int | str = 0,
-        heads: HeadSelection = "all",
-        *,
-        image: int = 0,
-        threshold: float | None = 0.4,
+        self, word: int | str = 0, heads: HeadSelection = "all", *, image: int = 0, threshold: float | None = 0.4,
         normalise: str = "minmax",
-    ) -> Image.Image:
+    ) -> Image.Image:  # fmt: skip
         """The picture under the heat map of some heads, with a line round what is above `threshold`.
 
         Parameters are those of `heatmap`; a true mask of the name ``truth`` is outlined by dashes. Raises ValueError
@@ -358,14 +348,9 @@ class HeadMaps:
         return Image.fromarray(overlay(picture, heat, threshold=threshold, truth=truth))
 
     def save(
-        self,
-        folder: str | Path,
-        heads: HeadSelection = "all",
-        *,
-        threshold: float = 0.4,
-        name: str = "",
+        self, folder: str | Path, heads: HeadSelection = "all", *, threshold: float = 0.4, name: str = "",
         normalise: str = "minmax",
-    ) -> list[Path]:
+    ) -> list[Path]:  # fmt: skip
         """Write the overlay, the map and the mask of every picture and word as PNG files.
 
         Parameters
@@ -401,9 +386,8 @@ class HeadMaps:
                     "mask": Image.fromarray((heat > threshold).astype(np.uint8) * 255),
                 }
                 if "image_rgb" in self.dataset:
-                    files["overlay"] = self.overlay(
-                        number, heads, image=image, threshold=threshold, normalise=normalise
-                    )
+                    options: Any = {"image": image, "threshold": threshold, "normalise": normalise}
+                    files["overlay"] = self.overlay(number, heads, **options)
                 word = re.sub(r"[^\w-]+", "-", self.word(image, number))
                 for kind, picture in files.items():
                     written.append(folder / f"{image:03d}-{word}-{name}-{kind}.png")
