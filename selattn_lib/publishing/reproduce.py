@@ -81,18 +81,13 @@ class Reproduction(ReproduceOptions):
         names = {"model", "dtype", "batch", "seeds", "steps", "hrv_images", "hrv_texts", "start_token", "segmenter"}
         settings = {name: "" if value is None else value for name, value in self.model_dump(include=names).items()}
         words = {"words": list(self.animals()), "examples": list(self.animals(3))}
-        return {**settings, **words, "example_seeds": 1, "hrv_steps": self.steps, "hrv_classes": self.classes}
-
-    @property
-    def classes(self) -> str:
-        """What `RelevanceStudy` is to draw classes of besides free prompts; "": its own default."""
-        return "imagenet" if self.hrv_texts else ""
+        return {**settings, **words, "example_seeds": 1, "hrv_steps": self.steps}
 
     def relevance_study(self) -> RelevanceStudy:
         """How head relevance is counted, where it is."""
         settings: Any = self.model_dump(include={"model", "dtype", "batch", "steps", "start_token"})
-        settings |= {"images": self.hrv_images, "classes": self.classes, "texts": self.hrv_texts}
-        return RelevanceStudy(**settings)
+        prompts: Any = {"classes": "imagenet", "texts": self.hrv_texts} if self.hrv_texts else {}
+        return RelevanceStudy(images=self.hrv_images, **prompts, **settings)
 
     def saved_relevance(self) -> str:
         """Where head relevance is: in what was given, or in a file of what was counted, named by its study."""

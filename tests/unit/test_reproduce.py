@@ -89,7 +89,7 @@ def test_the_papers_wording_and_free_prompts_are_options(
     published, worded = (Reproduction(model="sd14", start_token=inside) for inside in (True, False))
     assert published.relevance_study().start_token and published.parameters()["start_token"] is True
     assert published.relevance_study().folder != worded.relevance_study().folder
-    assert worded.parameters()["hrv_classes"] == worded.parameters()["hrv_texts"] == ""
+    assert worded.parameters()["hrv_texts"] == "" and worded.parameters()["start_token"] is False
 
 
 @pytest.mark.parametrize(
