@@ -94,7 +94,8 @@ def signature_of(options: type[ReproduceOptions]) -> Signature:
     """A function's signature with an option for each field: its name, type, default and description."""
     parameters = []
     for name, field in options.model_fields.items():
-        flags = [f"--{name.replace('_', '-')}"] if field.annotation is bool else []
+        flag = name.replace("_", "-")
+        flags = [f"--{flag}/--no-{flag}" if field.default else f"--{flag}"] if field.annotation is bool else []
         option = typer.Option(*flags, help=field.description, show_default=field.default not in ("", None, False))
         default = Parameter.empty if field.is_required() else field.default
         annotation = Annotated[field.annotation, option]  # type: ignore[name-defined]

@@ -62,6 +62,7 @@ def ious(
     *,
     word: int | str = 0,
     truth: str = "truth",
+    normalise: str = "minmax",
 ) -> xr.DataArray:
     """IoU of heat maps, cut strictly above thresholds, with the true masks (Eq. 5).
 
@@ -77,6 +78,8 @@ def ious(
         As for `HeadMaps.heatmap`.
     truth : str
         The name of the true masks.
+    normalise : str
+        "minmax", "max" or "per-head", as for `HeadMaps.heatmap`: what a threshold is a share of.
 
     Returns
     -------
@@ -109,10 +112,11 @@ def ious(
         either = torch.stack(area, dim=1) + inside.sum() - overlap
         return torch.where(either > 0, overlap / either.clamp(min=1), 1.0).numpy()
 
-    return _each_image(maps, heads, score, "threshold", thresholds, word, truth).rename("iou")
+    options = {"word": word, "normalise": normalise}
+    return _each_image(maps, heads, score, "threshold", thresholds, truth, **options).rename("iou")
 
 
-def single_ious(maps: HeadMaps, thresholds: Sequence[float] = THRESHOLDS) -> xr.DataArray:
+def single_ious(maps: HeadMaps, thresholds: Sequence[float] = THRESHOLDS, *, normalise: str = "minmax") -> xr.DataArray:
     """IoU of each head's own map.
 
     Parameters
@@ -121,6 +125,8 @@ def single_ious(maps: HeadMaps, thresholds: Sequence[float] = THRESHOLDS) -> xr.
         With true masks.
     thresholds : sequence of float
         In (0, 1).
+    normalise : str
+        As for `ious`.
 
     Returns
     -------
@@ -136,15 +142,19 @@ def single_ious(maps: HeadMaps, thresholds: Sequence[float] = THRESHOLDS) -> xr.
     [[[1.0]]]
     """
     singles = np.eye(maps.n_heads, dtype=np.float32)
-    return ious(maps, xr.DataArray(singles, {"single": maps.heads}, ("single", "head")), thresholds)
+    return ious(
+        maps, xr.DataArray(singles, {"single": maps.heads}, ("single", "head")), thresholds, normalise=normalise
+    )
 
 
-def threshold_free(maps: HeadMaps, heads: Any = "all", *, word: int | str = 0, truth: str = "truth") -> xr.DataArray:
+def threshold_free(
+    maps: HeadMaps, heads: Any = "all", *, word: int | str = 0, truth: str = "truth", normalise: str = "minmax"
+) -> xr.DataArray:
     """Scores of heat maps that no threshold decides.
 
     Parameters
     ----------
-    maps, heads, word, truth
+    maps, heads, word, truth, normalise
         As for `ious`.
 
     Returns
@@ -165,7 +175,8 @@ def threshold_free(maps: HeadMaps, heads: Any = "all", *, word: int | str = 0, t
     def score(heats: torch.Tensor, mask: np.ndarray) -> np.ndarray:
         return np.array([_threshold_free(heat, mask.ravel()) for heat in heats.flatten(1).numpy()])
 
-    return _each_image(maps, heads, score, "score", SCORES, word, truth).rename("score")
+    options = {"word": word, "normalise": normalise}
+    return _each_image(maps, heads, score, "score", SCORES, truth, **options).rename("score")
 
 
 def _threshold_free(heat: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
@@ -213,7 +224,7 @@ def attention_ratio(heat: Any, mask: np.ndarray, against: np.ndarray | None = No
 
 
 def attention_on(
-    maps: HeadMaps, heads: Mapping[str, Any], masks: Mapping[str, Any], *, min_area: float = 0.01
+    maps: HeadMaps, heads: Mapping[str, Any], masks: Mapping[str, Any], *, min_area: float = 0.01, **options: Any
 ) -> xr.DataArray:
     """The mean `attention_ratio` of each set of heads on each mask, with its interval.
 
@@ -225,6 +236,8 @@ def attention_on(
         Name -> heads, as for `ious`.
     masks : mapping
         Name -> true masks (image, y, x) bool. Images whose mask is smaller than `min_area` of the picture are left out.
+    **options
+        word and normalise, as for `HeadMaps.heatmap`.
 
     Returns
     -------
@@ -244,15 +257,15 @@ def attention_on(
     for column, mask in enumerate(map(np.asarray, masks.values())):
         chosen = np.flatnonzero(mask.mean(axis=(1, 2)) >= min_area)
         if len(chosen):
-            heats = (torch.cat(list(maps.heatmaps(weights, image=int(image)))).numpy() for image in chosen)
-            ratios = np.array([attention_ratio(heat, mask[i]) for heat, i in zip(heats, chosen, strict=True)])
+            heats = (torch.cat(list(maps.heatmaps(weights, image=int(image), **options))) for image in chosen)
+            ratios = np.array([attention_ratio(heat.numpy(), mask[i]) for heat, i in zip(heats, chosen, strict=True)])
             table[:, column] = [[*bootstrap_mean(of_set), len(chosen)] for of_set in ratios.T]
     coords = {"heads": list(heads), "mask": list(masks), "statistic": ["mean", "low", "high", "images"]}
     return xr.DataArray(table, coords, dims=("heads", "mask", "statistic"))
 
 
 def log_attention_ratio(
-    maps: HeadMaps, heads: Mapping[str, Any], meanings: Sequence[str], *, min_area: float = 0.01
+    maps: HeadMaps, heads: Mapping[str, Any], meanings: Sequence[str], *, min_area: float = 0.01, **options: Any
 ) -> xr.DataArray:
     """Which of two meanings the map of each set of heads prefers.
 
@@ -266,6 +279,8 @@ def log_attention_ratio(
         Of the word.
     min_area : float
         In [0, 1]: images where either meaning's mask, less the other's, covers less of the picture do not count.
+    **options
+        word and normalise, as for `HeadMaps.heatmap`.
 
     Returns
     -------
@@ -289,7 +304,7 @@ def log_attention_ratio(
         one, other = (maps.truth(image, meaning) for meaning in meanings)
         first, second = one & ~other, other & ~one
         if min(first.mean(), second.mean()) >= min_area:
-            heats = torch.cat(list(maps.heatmaps(weights, image=image))).numpy()
+            heats = torch.cat(list(maps.heatmaps(weights, image=image, **options))).numpy()
             logs[image] = np.log(attention_ratio(heats, first, second, floor=FLOOR))
     return xr.DataArray(logs, {"set": weights["set"].values}, ("image", "set"), name="log attention ratio")
 
@@ -395,15 +410,16 @@ def _count(masks: np.ndarray) -> np.ndarray:
 
 
 def _each_image(
-    maps: HeadMaps, heads: Any, score: Score, dim: str, labels: Sequence[Any], word: int | str, truth: str
+    maps: HeadMaps, heads: Any, score: Score, dim: str, labels: Sequence[Any], truth: str, **options: Any
 ) -> xr.DataArray:
-    """(image, ..., dim) from `score`, which gives (set, label) of heat maps (set, y, x) and a mask (y, x)."""
+    """(image, ..., dim) from `score`, which gives (set, label) of heat maps (set, y, x) and a mask (y, x); options of
+    `HeadMaps.heatmaps`."""
     weights = maps.weights(heads)
     rows = weights.values.reshape(-1, weights.sizes["head"])
     scores = []
     for image in range(maps.n_images):
         mask = maps.truth(image, truth)
-        scores.append(np.concatenate([score(block, mask) for block in maps.heatmaps(rows, image=image, word=word)]))
+        scores.append(np.concatenate([score(block, mask) for block in maps.heatmaps(rows, image=image, **options)]))
     of_sets = {name: coord for name, coord in weights.coords.items() if "head" not in coord.dims}
     coords: dict[Any, Any] = {**maps.image_coords, **of_sets, dim: list(labels)}
     values = np.stack(scores).reshape(maps.n_images, *weights.shape[:-1], len(labels))

@@ -1,6 +1,7 @@
 """Figures made of pictures and maps."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
 from textwrap import wrap
 from typing import Any
@@ -112,6 +113,7 @@ def compare_maps(
     threshold: float = 0.4,
     labels: Sequence[str] | None = None,
     title: str = "",
+    normalise: str = "minmax",
 ) -> go.Figure:
     """`overlay_grid` of some images, with a column of heat maps for each set of heads, and the truth if there is one.
 
@@ -125,6 +127,8 @@ def compare_maps(
         Which images, one a row.
     threshold, labels, title
         As for `overlay_grid`; labels are the images' subjects by default.
+    normalise : str
+        As for `HeadMaps.heatmap`.
 
     Returns
     -------
@@ -138,7 +142,8 @@ def compare_maps(
     2
     """
     rows = [int(image) for image in images]
-    columns = {name: [maps.heatmap(0, chosen, image=i) for i in rows] for name, chosen in heads.items()}
+    heat = partial(maps.heatmap, 0, normalise=normalise)
+    columns = {name: [heat(chosen, image=i) for i in rows] for name, chosen in heads.items()}
     truth = np.stack([maps.truth(i) for i in rows]) if "truth" in maps.truths else None
     labels = maps.subjects[rows].tolist() if labels is None else labels
     return overlay_grid(maps.pictures[rows], columns, truth=truth, threshold=threshold, labels=labels, title=title)

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from PIL import Image
 
-from .aggregation import bicubic_weights, normalise_, upsample
+from .aggregation import bicubic_weights, normalise_, stretched, upsample
 from .head_sets import HeadSelection, head_numbers, head_weights
 from .overlay import overlay
 
@@ -157,7 +157,11 @@ class HeadMaps:
     def truths(self) -> dict[str, xr.DataArray]:
         """name -> true masks (image, y, x) bool, read where used, named "truth" or by the {name} of truth_{name}."""
         variables = {str(name): self.dataset[name] for name in sorted(self.dataset.data_vars, key=str)}
-        masks = {name: mask for name, mask in variables.items() if re.match("truth(_|$)", name) and mask.ndim == 3}
+        masks = {
+            name: mask
+            for name, mask in variables.items()
+            if re.match("truth(_|$)", name) and mask.dims[1:] == ("y", "x")
+        }
         return {name.removeprefix("truth_"): mask for name, mask in masks.items()}
 
     def truth(self, image: int, name: str = "truth") -> np.ndarray:
@@ -241,8 +245,9 @@ class HeadMaps:
         image: int = 0,
         weights: Sequence[float] | np.ndarray | None = None,
         size: tuple[int, int] | None = None,
+        normalise: str = "minmax",
     ) -> xr.DataArray:
-        """The mean map of some heads, upsampled to the picture's size and min-max normalised (Eq. 2, Eq. 4).
+        """The mean map of some heads, upsampled to the picture's size and normalised to [0, 1] (Eq. 2, Eq. 4).
 
         Parameters
         ----------
@@ -258,22 +263,30 @@ class HeadMaps:
             One a head, 0 or more, for a weighted mean.
         size : (int, int), optional
             (height, width) in pixels; the picture's own by default.
+        normalise : str
+            How a map becomes one in [0, 1], which the paper does not say and which decides what a threshold means.
+            "minmax": the mean map's minimum to 0, its maximum to 1, as the `daam` package does. "max": divided by its
+            maximum, so that a threshold is a share of it, as in DAAM's paper. "per-head": like "minmax", but of a
+            mean of maps each of which goes from 0 to 1 itself.
 
         Returns
         -------
         xarray.DataArray (y, x)
-            Values in [0, 1]; zeros where the mean map is constant.
+            Values in [0, 1]. Of a constant mean map, zeros by "minmax", ones by "max".
 
         Raises
         ------
         ValueError
-            On words and heads that are not held, on weights that do not fit, and on "daam" where heads are missing.
+            On words and heads that are not held, on weights that do not fit, on "daam" where heads are missing or
+            normalised on their own, and on any other `normalise`.
         """
         size = size or self.size
         if isinstance(heads, str) and heads == "daam":
             if weights is not None:
                 raise ValueError("heads='daam' is an unweighted mean: expected head numbers with weights")
-            heat = normalise_(self._daam(self.native(image, word), size))
+            if normalise == "per-head":
+                raise ValueError("heads='daam' has its mean normalised: expected normalise='minmax' or 'max'")
+            heat = normalise_(self._daam(self.native(image, word), size), normalise)
         else:
             numbers = head_numbers(heads, self.heads)
             share = np.ones(len(numbers)) if weights is None else np.asarray(weights, dtype=float)
@@ -283,12 +296,13 @@ class HeadMaps:
                 raise ValueError("weights must have a positive sum")
             row = np.zeros((1, self.n_heads), np.float32)
             row[0, np.searchsorted(self.heads, numbers)] = share / share.sum()
-            [[heat]] = self.heatmaps(row, image=image, word=word, size=size)
+            [[heat]] = self.heatmaps(row, image=image, word=word, size=size, normalise=normalise)
         return xr.DataArray(heat.numpy(), dims=("y", "x"))
 
     def heatmaps(
-        self, weights: Any, *, image: int = 0, word: int | str = 0, size: tuple[int, int] | None = None
-    ) -> Iterator[torch.Tensor]:
+        self, weights: Any, *, image: int = 0, word: int | str = 0, size: tuple[int, int] | None = None,
+        normalise: str = "minmax",
+    ) -> Iterator[torch.Tensor]:  # fmt: skip
         """Yield the heat maps of many sets of heads, some at a time.
 
         Bicubic upsampling is linear, so the maps of one grid are summed first and only the sums are upsampled; it is
@@ -298,7 +312,7 @@ class HeadMaps:
         ----------
         weights : array (set, head)
             A row a set: ones and zeros select heads (Eq. 4), other numbers weight them. Heads as in `self.heads`.
-        image, word, size
+        image, word, size, normalise
             As for `heatmap`.
 
         Yields
@@ -309,30 +323,34 @@ class HeadMaps:
         height, width = size or self.size
         rows = torch.as_tensor(np.asarray(weights, dtype=np.float32))
         native = [(np.searchsorted(self.heads, heads).tolist(), maps) for heads, maps in self.native(image, word)]
+        if normalise == "per-head":
+            native = [(heads, stretched(maps, (height, width))) for heads, maps in native]
         down = torch.cat([bicubic_weights(maps.shape[1], height) for _, maps in native], dim=1)  # (height, all rows)
         for block in rows.split(max(1, PIXELS_AT_ONCE // (height * width))):
             across = [
                 torch.einsum("sh,hyx->syx", block[:, heads], maps) @ bicubic_weights(maps.shape[2], width).T
                 for heads, maps in native
             ]
-            yield normalise_(down @ torch.cat(across, dim=1))
+            yield normalise_(down @ torch.cat(across, dim=1), normalise)
 
     def overlay(
-        self, word: int | str = 0, heads: HeadSelection = "all", *, image: int = 0, threshold: float | None = 0.4
-    ) -> Image.Image:
+        self, word: int | str = 0, heads: HeadSelection = "all", *, image: int = 0, threshold: float | None = 0.4,
+        normalise: str = "minmax",
+    ) -> Image.Image:  # fmt: skip
         """The picture under the heat map of some heads, with a line round what is above `threshold`.
 
         Parameters are those of `heatmap`; a true mask of the name ``truth`` is outlined by dashes. Raises ValueError
         if there are no pictures.
         """
         picture = self.select(image=image).pictures[0]
-        heat = self.heatmap(word, heads, image=image).values
+        heat = self.heatmap(word, heads, image=image, normalise=normalise).values
         truth = self.truth(image) if "truth" in self.truths else None
         return Image.fromarray(overlay(picture, heat, threshold=threshold, truth=truth))
 
     def save(
-        self, folder: str | Path, heads: HeadSelection = "all", *, threshold: float = 0.4, name: str = ""
-    ) -> list[Path]:
+        self, folder: str | Path, heads: HeadSelection = "all", *, threshold: float = 0.4, name: str = "",
+        normalise: str = "minmax",
+    ) -> list[Path]:  # fmt: skip
         """Write the overlay, the map and the mask of every picture and word as PNG files.
 
         Parameters
@@ -345,7 +363,10 @@ class HeadMaps:
             In (0, 1): the mask is what lies strictly above it (Eq. 5).
         name : str, optional
             Names the heads in the files' names; by default "all" or "daam", "heads-3-17" for up to eight heads, and for
-            more their number with a checksum, "30-heads-1a2b3c4d", so that no two sets share a name.
+            more their number with a checksum, "30-heads-1a2b3c4d", so that no two sets share a name; then "-max" or
+            "-per-head" where maps are so normalised.
+        normalise : str
+            As for `heatmap`.
 
         Returns
         -------
@@ -355,17 +376,18 @@ class HeadMaps:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        name = name or _file_name(heads)
+        name = name or _file_name(heads) + f"-{normalise}" * (normalise != "minmax")
         written = []
         for image in range(self.n_images):
             for number in range(len(self.words)):
-                heat = self.heatmap(number, heads, image=image).values
+                heat = self.heatmap(number, heads, image=image, normalise=normalise).values
                 files = {
                     "map": Image.fromarray((heat * 255).round().astype(np.uint8)),
                     "mask": Image.fromarray((heat > threshold).astype(np.uint8) * 255),
                 }
                 if "image_rgb" in self.dataset:
-                    files["overlay"] = self.overlay(number, heads, image=image, threshold=threshold)
+                    options: Any = {"image": image, "threshold": threshold, "normalise": normalise}
+                    files["overlay"] = self.overlay(number, heads, **options)
                 word = re.sub(r"[^\w-]+", "-", self.word(image, number))
                 for kind, picture in files.items():
                     written.append(folder / f"{image:03d}-{word}-{name}-{kind}.png")

@@ -113,15 +113,20 @@ class HeadRelevance:
 
     @classmethod
     def _load_published(cls, folder: Path, concepts: Sequence[str] | None) -> Self:
-        arrays = [array for file in sorted(folder.glob("*.npy")) for array in _arrays(file).values()]
-        numbers = [array for array in arrays if array.dtype.kind == "f"]
-        names = [array for array in arrays if array.dtype.kind == "U"]
-        if len(numbers) != 1 or len(names) != 1:
-            raise ValueError(
-                f"{folder} holds {len(numbers)} .npy files of floats and {len(names)} of strings; one of "
-                "each is expected: the vectors (concept, head) and the names of the heads."
-            )
         concepts = list(load_concepts("paper")) if concepts is None else list(concepts)
+        arrays = {file.name: array for file in sorted(folder.glob("*.npy")) for array in _arrays(file).values()}
+        numbers = [array for array in arrays.values() if array.dtype.kind == "f"]
+        names = [array for array in arrays.values() if array.dtype.kind == "U"]
+        if len(numbers) != 1 or len(names) != 1:  # a whole folder of results: the two that belong together
+            pairs = [(n, heads) for n in numbers for heads in names if n.shape == (len(concepts), heads.size)]
+            pairs = [(n, heads) for n, heads in pairs if np.allclose(n.sum(1)[n.any(1)], heads.size, rtol=0.01)]
+            if len(pairs) != 1:
+                raise ValueError(
+                    f"{folder} holds {len(numbers)} .npy files of floats and {len(names)} of strings, {[*arrays]}; one "
+                    f"of each is expected, or one pair that fits: the vectors ({len(concepts)} concepts, head), each "
+                    f"row 0 or of L1 norm H, and the names of the H heads. Put these two in a folder of their own."
+                )
+            [(numbers[0], names[0])] = pairs
         return cls(_normed(_table(numbers[0], concepts, names[0].ravel().tolist(), folder), folder))
 
 

@@ -12,15 +12,20 @@ from PIL import Image
 
 from ..emoji.art import glyphs
 from ..emoji.segmenter import CLASSES, SHARE, Prediction, load_weights
-from .pipelines import EMBEDDED, check_shards, explaining_load_errors, without_progress_bars
+from .pipelines import (
+    EMBEDDED,
+    INDEX_LIMIT,
+    WEIGHTS_LIMIT,
+    check_shards,
+    explaining_load_errors,
+    within,
+    without_progress_bars,
+)
 
 SEGMENTERS = (EMBEDDED, "grounded-sam", "sam3")
-
+INSTANCES = ("all", "best")  # of what a phrase names: which a mask is of
 
 MEANINGS = {f"{word} ({concept})": number for number, (concept, word) in enumerate(CLASSES)}  # of the embedded world
-
-
-LOADING: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
 
 
 class Detection(NamedTuple):
@@ -29,21 +34,35 @@ class Detection(NamedTuple):
     Attributes
     ----------
     mask : array (y, x) bool
-        Of the image's size; all False if nothing is found.
+        Of the image's size: all that the phrase names; all False if nothing is found.
     box : array (4) float32
         Left, top, right and bottom of what the mask is of, in pixels; not a number if nothing is found.
     score : float
-        In [0, 1]. Of a segmenter that detects first, the score of the box; not a number if nothing is found. Of the
-        embedded one, the share of the phrase's concepts in all that it takes for an object, found or not.
+        In [0, 1]. Of a segmenter that detects first, the highest score of a box; not a number if nothing is found. Of
+        the embedded one, the share of the phrase's concepts in all that it takes for an object, found or not.
     detections : int
-        How many were detected above the threshold, of which the highest score counts; 0 if nothing is found. A
-        detection's mask may still be empty.
+        How many were detected above the threshold; 0 if nothing is found. Their mask may still be empty.
+    boxes : array (detection, 4) float32
+        The box of each, the highest score first; none from the embedded segmenter, which does not detect boxes.
+    scores : array (detection) float32
+        The score of each.
     """
 
     mask: np.ndarray
     box: np.ndarray
     score: float
     detections: int
+    boxes: np.ndarray = np.empty((0, 4), np.float32)
+    scores: np.ndarray = np.empty(0, np.float32)
+
+
+def detection_of(mask: np.ndarray, boxes: np.ndarray, scores: np.ndarray, instances: str) -> Detection:
+    """The `Detection` of some boxes (detection, 4), 1 or more with their scores, and a mask of all or of the best."""
+    order = np.argsort(-scores, kind="stable")
+    boxes, scores = boxes[order].astype(np.float32), scores[order].astype(np.float32)
+    meant = boxes[:1] if instances == "best" else boxes
+    box = np.concatenate([meant[:, :2].min(axis=0), meant[:, 2:].max(axis=0)])
+    return Detection(mask, box, float(scores[0]), len(scores), boxes, scores)
 
 
 class Segmenter(Protocol):
@@ -55,7 +74,7 @@ class Segmenter(Protocol):
 
 
 @without_progress_bars()
-def load_segmenter(name: str = EMBEDDED, *, device: str = "cpu") -> Segmenter:
+def load_segmenter(name: str = EMBEDDED, *, device: str = "cpu", instances: str = "all") -> Segmenter:
     """Load a segmenter.
 
     Parameters
@@ -66,6 +85,9 @@ def load_segmenter(name: str = EMBEDDED, *, device: str = "cpu") -> Segmenter:
         Grounding DINO) and ``segmenter`` (a SAM) in it.
     device : str
         Where it computes, such as "cpu" or "cuda".
+    instances : str
+        "all": a mask is of everything that the phrase names, the semantic segmentation that the paper scores against.
+        "best": of the one with the highest score alone, which the embedded segmenter cannot tell from the others.
 
     Returns
     -------
@@ -75,9 +97,9 @@ def load_segmenter(name: str = EMBEDDED, *, device: str = "cpu") -> Segmenter:
     Raises
     ------
     ValueError
-        On any other name, naming all segmenters.
+        On any other name, naming all segmenters, and on any other `instances`.
     OSError
-        If a model cannot be loaded, with what to do.
+        If a model cannot be loaded, or the hub does not answer in time, with what to do.
 
     Examples
     --------
@@ -86,11 +108,15 @@ def load_segmenter(name: str = EMBEDDED, *, device: str = "cpu") -> Segmenter:
     >>> detection.mask.shape, detection.detections
     ((128, 128), 0)
     """
-    if check_segmenter(name) in SEGMENTERS:
-        return {EMBEDDED: EmojiSegmenter, "grounded-sam": GroundedSAM, "sam3": Sam3}[name](device)
+    check_instances(instances, check_segmenter(name))
+    if name == EMBEDDED:
+        return EmojiSegmenter(device)
+    if name in SEGMENTERS:
+        return {"grounded-sam": GroundedSAM, "sam3": Sam3}[name](device, instances=instances)
     if (Path(name) / "detector").is_dir():
-        return GroundedSAM(device, detector=f"{name}/detector", segmenter=f"{name}/segmenter")
-    return Sam3(device, source=name)
+        parts = f"{name}/detector", f"{name}/segmenter"
+        return GroundedSAM(device, detector=parts[0], segmenter=parts[1], instances=instances)
+    return Sam3(device, source=name, instances=instances)
 
 
 def check_segmenter(name: str) -> str:
@@ -100,6 +126,14 @@ def check_segmenter(name: str) -> str:
     if not Path(name).is_dir():
         raise ValueError(f"no segmenter {name!r}: expected one of {', '.join(SEGMENTERS)}, or a local folder")
     return str(Path(name).resolve())
+
+
+def check_instances(instances: str, segmenter: str) -> str:
+    """`instances` itself; ValueError if it is not what this segmenter can tell apart."""
+    known = INSTANCES[:1] if segmenter == EMBEDDED else INSTANCES
+    if instances not in known:
+        raise ValueError(f"instances={instances!r} with the segmenter {segmenter}: expected {' or '.join(known)}")
+    return instances
 
 
 def nothing_in(image: Image.Image) -> Detection:
@@ -156,42 +190,38 @@ def looked_for(phrase: str) -> str | list[str]:
 
 
 class GroundedSAM:
-    """Grounded-SAM as in the paper: Grounding DINO finds boxes for the phrase, SAM draws the mask in the best.
+    """Grounded-SAM: Grounding DINO finds boxes for the phrase, SAM draws what is in them, and the mask is the union.
 
-    Boxes count if they score above `box_threshold`. `detector`, `segmenter`: hub ids or local folders.
-    Raises OSError if one of them cannot be loaded, with what to do.
+    Boxes count if they score above `box_threshold`; with `instances` "best", only that of the highest score has a mask.
+    `detector`, `segmenter`: hub ids or local folders. Raises OSError if one of them cannot be loaded, with what to do.
     """
 
     DETECTOR, SEGMENTER = "IDEA-Research/grounding-dino-base", "facebook/sam-vit-huge"
 
     def __init__(self, device: str = "cpu", *, detector: str = DETECTOR, segmenter: str = SEGMENTER,
-                 box_threshold: float = 0.3) -> None:  # fmt: skip
-        self.box_threshold, self.device = box_threshold, device
+                 box_threshold: float = 0.3, instances: str = "all") -> None:  # fmt: skip
+        self.box_threshold, self.device, self.instances = box_threshold, device, instances
         with explaining_load_errors("grounded-sam", detector):
-            check_shards(detector)
-            model = transformers.GroundingDinoForObjectDetection.from_pretrained(detector, **LOADING)
-            self.detector = model.to(device).eval()
-            processor = transformers.GroundingDinoProcessor
-            self.detector_processor = processor.from_pretrained(detector, trust_remote_code=False)
+            self.detector_processor = load_part(transformers.GroundingDinoProcessor, detector)
+            self.detector = load_part(transformers.GroundingDinoForObjectDetection, detector).to(device).eval()
         with explaining_load_errors("grounded-sam", segmenter):
-            check_shards(segmenter)
-            self.segmenter = transformers.SamModel.from_pretrained(segmenter, **LOADING).to(device).eval()
-            self.segmenter_processor = transformers.SamProcessor.from_pretrained(segmenter, trust_remote_code=False)
+            self.segmenter_processor = load_part(transformers.SamProcessor, segmenter)
+            self.segmenter = load_part(transformers.SamModel, segmenter).to(device).eval()
 
     @torch.no_grad()
     def detect(self, images: Sequence[Image.Image], phrases: Sequence[str]) -> list[Detection]:
         """The `Detection` of each phrase in its image."""
         images = [image.convert("RGB") for image in images]
-        detections = [nothing_in(image) for image in images]
-        boxes = self._boxes(images, phrases)
-        numbers = [i for i, of_image in enumerate(boxes) if len(of_image["scores"])]
-        best = [boxes[i]["boxes"][boxes[i]["scores"].argmax()].tolist() for i in numbers]
-        for i, box, mask in zip(numbers, best, self._masks([images[i] for i in numbers], best), strict=True):
-            scores = boxes[i]["scores"]
-            detections[i] = Detection(mask, np.array(box, np.float32), float(scores.max()), len(scores))
-        return detections
+        return [self._detect(image, **found) for image, found in zip(images, self._boxes(images, phrases), strict=True)]
 
-    def _boxes(self, images: list[Image.Image], phrases: Sequence[str]) -> list[dict[str, torch.Tensor]]:
+    def _detect(self, image: Image.Image, boxes: torch.Tensor, scores: torch.Tensor, **_: Any) -> Detection:
+        if not len(scores):
+            return nothing_in(image)
+        meant = boxes[scores.argmax()][None] if self.instances == "best" else boxes
+        mask = np.logical_or.reduce(self._masks(image, meant.tolist()))
+        return detection_of(mask, boxes.cpu().numpy(), scores.cpu().numpy(), self.instances)
+
+    def _boxes(self, images: list[Image.Image], phrases: Sequence[str]) -> list[dict[str, Any]]:
         """`boxes` (detection, 4) in pixels and `scores` (detection) of each image."""
         text = [f"{phrase.lower()}." for phrase in phrases]
         inputs = self.detector_processor(images=images, text=text, padding=True, return_tensors="pt").to(self.device)
@@ -200,32 +230,31 @@ class GroundedSAM:
             self.detector(**inputs), inputs.input_ids, threshold=self.box_threshold, target_sizes=sizes
         )
 
-    def _masks(self, images: list[Image.Image], boxes: list[list[float]]) -> list[np.ndarray]:
-        """(y, x) bool, what SAM draws in one box of each image."""
-        if not images:
-            return []
-        inputs = self.segmenter_processor(images, input_boxes=[[box] for box in boxes], return_tensors="pt")
+    def _masks(self, image: Image.Image, boxes: list[list[float]]) -> np.ndarray:
+        """(box, y, x) bool, what SAM draws in each box, all in one call."""
+        inputs = self.segmenter_processor(image, input_boxes=[boxes], return_tensors="pt")
         out = self.segmenter(**inputs.to(self.device, torch.float32), multimask_output=False)
         sizes = (inputs[name].cpu() for name in ("original_sizes", "reshaped_input_sizes"))
-        masks = self.segmenter_processor.post_process_masks(out.pred_masks.cpu(), *sizes)
-        return [mask[0, 0].numpy() for mask in masks]
+        [masks] = self.segmenter_processor.post_process_masks(out.pred_masks.cpu(), *sizes)
+        return masks[:, 0].numpy()
 
 
 class Sam3:
-    """SAM 3, which finds and segments what a phrase names by itself; of several instances the highest score counts.
+    """SAM 3, which finds and segments what a phrase names by itself; the mask is its semantic one.
 
-    Instances count if they score above `threshold`. `source`: a hub id (its terms must be accepted there first) or a
-    local folder. Raises OSError if it cannot be loaded, with what to do.
+    Something is found if an instance scores above `threshold`; with `instances` "best", the mask is of the instance of
+    the highest score. `source`: a hub id (its terms must be accepted there first) or a local folder. Raises OSError if
+    it cannot be loaded, with what to do.
     """
 
     SOURCE = "facebook/sam3"
 
-    def __init__(self, device: str = "cpu", *, source: str = SOURCE, threshold: float = 0.3) -> None:
-        self.threshold, self.device = threshold, device
+    def __init__(self, device: str = "cpu", *, source: str = SOURCE, threshold: float = 0.3,
+                 instances: str = "all") -> None:  # fmt: skip
+        self.threshold, self.device, self.instances = threshold, device, instances
         with explaining_load_errors("sam3", source):
-            check_shards(source)
-            self.model = transformers.Sam3Model.from_pretrained(source, **LOADING).to(device).eval()
-            self.tokenizer = transformers.CLIPTokenizer.from_pretrained(source)
+            self.tokenizer = load_part(transformers.CLIPTokenizer, source)
+            self.model = load_part(transformers.Sam3Model, source).to(device).eval()
 
     @torch.no_grad()
     def detect(self, images: Sequence[Image.Image], phrases: Sequence[str]) -> list[Detection]:
@@ -240,12 +269,21 @@ class Sam3:
         scores = (out.pred_logits.sigmoid() * out.presence_logits.sigmoid()).cpu()  # (image, instance)
         detections = []
         for i, image in enumerate(images):
-            best, number = scores[i].argmax(), int((scores[i] > self.threshold).sum())
-            if not number:
+            found = scores[i] > self.threshold
+            if not found.any():
                 detections.append(nothing_in(image))
                 continue
+            drawn = out.pred_masks[i, scores[i].argmax()][None] if self.instances == "best" else out.semantic_seg[i]
             size = (image.height, image.width)
-            mask = F.interpolate(out.pred_masks[i, best][None, None].sigmoid().cpu(), size, mode="bilinear")[0, 0] > 0.5
-            box = out.pred_boxes[i, best].cpu().numpy() * [image.width, image.height, image.width, image.height]
-            detections.append(Detection(mask.numpy(), box.astype(np.float32), float(scores[i, best]), number))
+            mask = F.interpolate(drawn[None].sigmoid().cpu(), size, mode="bilinear")[0, 0] > 0.5
+            boxes = out.pred_boxes[i].cpu()[found].numpy() * [image.width, image.height, image.width, image.height]
+            detections.append(detection_of(mask.numpy(), boxes, scores[i][found].numpy(), self.instances))
         return detections
+
+
+def load_part(kind: Any, source: str) -> Any:
+    """A model of transformers, from safetensors alone, or what prepares its input; from the hub in bounded time."""
+    if not issubclass(kind, torch.nn.Module):
+        return within(INDEX_LIMIT, kind.from_pretrained, source, trust_remote_code=False)
+    check_shards(source)
+    return within(WEIGHTS_LIMIT, kind.from_pretrained, source, dtype=torch.float32, use_safetensors=True)

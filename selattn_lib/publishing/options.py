@@ -25,6 +25,8 @@ class ReproduceOptions(BaseModel):
     steps: int = Field(50, ge=1, description="denoising steps")
     hrv: str = Field("", description="head relevance to use: an .npz file or a folder of published ones")
     hrv_images: int = Field(2100, ge=2, description="images to count it on otherwise")
+    hrv_texts: str = Field("", description="text file of free prompts to count it on besides the class names")
+    start_token: bool = Field(True, description="in the softmax, as the published count has it and the paper does not")
     segmenter: str = Field("", description="grounded-sam, sam3 or a local folder; default: the model's own")
     workers: str | None = Field(None, description="processes to compute with, or the address of a dask scheduler")
     dry_run: bool = Field(False, description="print what would be done, and stop")

@@ -27,7 +27,7 @@ from ..studies.generated import DiagnosisStudy, Study
 from ..studies.relevance import RelevanceStudy, relevance_for
 from ..studies.store import count_finished
 from .build import build_book, stage
-from .notebooks import run
+from .notebooks import parameters_of, run
 from .options import ReproduceOptions
 
 CHAPTERS = ("01_head_relevance", "02_segmentation", "03_most_vs_least", "04_mouse_diagnosis", "05_ablation")
@@ -62,8 +62,12 @@ class Reproduction(ReproduceOptions):
         with tqdm(total=images, initial=there, unit="image", desc="all studies") as bar:
             while studies:
                 studies.pop(0).load_or_compute(bar=bar)  # one model in memory at a time
-        notebooks = [root / "notebooks" / f"{name}.ipynb" for name in CHAPTERS]
-        run(notebooks, self.folder / "notebooks", self.parameters())
+        hrv = self.saved_relevance()
+        for chapters, relevance in ((CHAPTERS[:1], self.hrv), (CHAPTERS[1:], hrv)):  # the first splits the votes
+            notebooks = [root / "notebooks" / f"{name}.ipynb" for name in chapters]
+            known = set().union(*map(parameters_of, notebooks))
+            parameters = {**self.parameters(), "hrv": relevance}
+            run(notebooks, self.folder / "notebooks", {name: parameters[name] for name in known & parameters.keys()})
         print(self.book(root, plan).resolve())
 
     @property
@@ -74,10 +78,26 @@ class Reproduction(ReproduceOptions):
 
     def parameters(self) -> dict[str, Any]:
         """name -> value, of which each notebook takes those that it has."""
-        names = {"model", "dtype", "batch", "seeds", "steps", "hrv", "hrv_images", "segmenter"}
+        names = {"model", "dtype", "batch", "seeds", "steps", "hrv_images", "hrv_texts", "start_token", "segmenter"}
         settings = {name: "" if value is None else value for name, value in self.model_dump(include=names).items()}
         words = {"words": list(self.animals()), "examples": list(self.animals(3))}
         return {**settings, **words, "example_seeds": 1, "hrv_steps": self.steps}
+
+    def relevance_study(self) -> RelevanceStudy:
+        """How head relevance is counted, where it is."""
+        settings: Any = self.model_dump(include={"model", "dtype", "batch", "steps", "start_token"})
+        prompts: Any = {"classes": "imagenet", "texts": self.hrv_texts} if self.hrv_texts else {}
+        return RelevanceStudy(images=self.hrv_images, **prompts, **settings)
+
+    def saved_relevance(self) -> str:
+        """Where head relevance is: in what was given, or in a file of what was counted, named by its study."""
+        if self.hrv:
+            return self.hrv
+        study = self.relevance_study()
+        path = self.folder.resolve() / f"{study.folder.name}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        study.run().save(path)
+        return str(path)
 
     def studies(self) -> list[StudyBase]:
         """What the notebooks will ask for; raises ValueError on anything out of range."""
@@ -86,7 +106,7 @@ class Reproduction(ReproduceOptions):
         if self.hrv:
             relevance_for(self.model, self.hrv)
         studies = [
-            *([] if self.hrv else [RelevanceStudy(images=self.hrv_images, **common)]),
+            *([] if self.hrv else [self.relevance_study()]),
             Study(words=self.animals(3), seeds=1, **uses_segmenter),  # the first chapter's examples
             Study(words=self.animals(), seeds=self.seeds, **uses_segmenter),
             DiagnosisStudy(seeds=self.seeds, **uses_segmenter),
@@ -115,7 +135,7 @@ class Reproduction(ReproduceOptions):
             "model": f"{model_source(self.model)}, {len(heads)} heads, {parameters / 1e9:.2f} G parameters in the UNet",
             "device": f"{device}, {dtype}, {self.batch} images at a time" + ", offloaded" * self.offload,
             "relevance": f"of {len(concepts_of(self.model))} concepts, "
-            + (f"from {self.hrv}" if self.hrv else f"counted on {self.hrv_images:,} images"),
+            + (f"from {self.hrv}" if self.hrv else counting(self.relevance_study())),
             "benchmark": f"{self.words} words x {self.seeds} seeds, {self.seeds} images of the mouse, "
             f"{len(self.animals(3))} to explore",
             "masks": f"by {studies[-1].model_dump()['segmenter']}",
@@ -175,12 +195,23 @@ model `emoji-sd`, come after them and do not speak of this model.
 
 ## What the segmenter found
 
-Every image counts; one with a mask of nothing scores an IoU of 0, unless its heat map is empty too.
+Every image counts; one with a mask of nothing scores an IoU of 0, unless its heat map is empty too. Where several were
+found, the mask is of them all.
 
 | Study | Drawn on | Mask | Outcome | Images | Which |
 | --- | --- | --- | --- | --- | --- |
 {found}
 """
+
+
+def counting(study: RelevanceStudy) -> str:
+    """How a study counts head relevance, in words."""
+    kinds = {"class names": study.classes, "free prompts": study.texts}
+    prompts = " and ".join(f"{len(listed):,} {kind}" for kind, listed in kinds.items() if listed)
+    again = ", repeated in place of free prompts" * (not study.texts and 0 < len(study.classes) < study.images)
+    softmax = "inside the softmax, as published" if study.start_token else "outside the softmax, as the paper says"
+    on = f"{study.images:,} images of {prompts or 'words of the concepts'}{again}"
+    return f"counted on {on}; the start token is {softmax}"
 
 
 def outcomes(study: Study | DiagnosisStudy) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -16,12 +16,13 @@ from ..attention.scaling import scaled_heads
 from ..concepts import check_concept
 from ..models.heads import cross_attention_heads
 from ..models.pipelines import EMBEDDED, model_source, pick_device, unet_layout
-from ..models.segmenters import MEANINGS, Segmenter, check_segmenter, load_segmenter, looked_for
+from ..models.segmenters import MEANINGS, Segmenter, check_instances, check_segmenter, load_segmenter, looked_for
 from .base import ConceptStudy, HeadMapStudy, check_template, pixels_variable, stored_precision
 from .digests import folder_digest
 from .parameters import read_list
 
 MOST_SEEDS = 100_000  # pictures of one prompt
+MOST_BOXES = 100  # of one picture that are kept, which says nothing of those that the mask is of
 
 
 class GeneratedStudy(HeadMapStudy):
@@ -29,14 +30,17 @@ class GeneratedStudy(HeadMapStudy):
     Grounded-SAM, unless `segmenter` names another (see `load_segmenter`).
 
     The results hold head maps of a word, `image_rgb`, and for each mask `{mask}` (image, y, x) bool, `{mask}_box`
-    (image, side: left, top, right, bottom) in pixels, `{mask}_score` and `{mask}_detections` (image): see
-    `selattn_lib.models.segmenters.Detection`. The coordinate `{mask}_outcome` puts these into words.
+    (image, side: left, top, right, bottom) in pixels, `{mask}_score` and `{mask}_detections` (image), and where a
+    segmenter detects boxes `{mask}_boxes` (image, detection, side) and `{mask}_scores` (image, detection), not a number
+    where there are no more: see `selattn_lib.models.segmenters.Detection`. The coordinate `{mask}_outcome` puts these
+    into words.
     """
 
     seeds: int = Field(default=10, ge=1, le=MOST_SEEDS)
     steps: int = Field(default=50, ge=1, le=1000)
     guidance: float = Field(default=7.5, ge=1, allow_inf_nan=False, description="None: the model's own")
     segmenter: str = ""
+    instances: str = "all"
 
     per_timestep: ClassVar[bool] = False  # whether maps are captured call by call
 
@@ -44,17 +48,21 @@ class GeneratedStudy(HeadMapStudy):
     @classmethod
     def _fill_segmenter(cls, fields: dict[str, Any]) -> dict[str, Any]:
         default = EMBEDDED if fields.get("model", EMBEDDED) == EMBEDDED else "grounded-sam"
-        return {**fields, "segmenter": check_segmenter(fields.get("segmenter") or default)}
+        segmenter = check_segmenter(fields.get("segmenter") or default)
+        check_instances(fields.get("instances", "all"), segmenter)
+        return {**fields, "segmenter": segmenter}
 
     def decisive(self) -> dict[str, Any]:
-        folder = f"{model_source(EMBEDDED)}/segmenter" if self.segmenter == EMBEDDED else self.segmenter
+        embedded = self.segmenter == EMBEDDED
+        folder = f"{model_source(EMBEDDED)}/segmenter" if embedded else self.segmenter
         weights = folder_digest(Path(folder)) if Path(folder).is_dir() else ""
-        return {**super().decisive(), "segmenter_weights": weights}
+        settings = {**super().decisive(), "segmenter_weights": weights}
+        return {name: value for name, value in settings.items() if not (embedded and name == "instances")}
 
     @cached_property
     def segmenter_model(self) -> Segmenter:
         """The segmenter, loaded."""
-        return load_segmenter(self.segmenter, device=pick_device())
+        return load_segmenter(self.segmenter, device=pick_device(), instances=self.instances)
 
     def phrases(self, unit: dict[str, Any]) -> dict[str, str]:
         """variable of the results -> what the segmenter is to look for."""
@@ -77,16 +85,25 @@ class GeneratedStudy(HeadMapStudy):
         results["image_rgb"] = pixels_variable(images)
         for name in self.phrases(chosen[0]):
             phrases = [self.phrases(unit)[name] for unit in chosen]
-            masks, boxes, scores, detections = zip(*self.segmenter_model.detect(images, phrases), strict=True)
-            results[name] = ("image", "y", "x"), np.stack(masks)
-            results[f"{name}_box"] = ("image", "side"), np.stack(boxes)
-            results[f"{name}_score"] = "image", np.array(scores, np.float32)
-            results[f"{name}_detections"] = "image", np.array(detections, np.uint16)
+            found = self.segmenter_model.detect(images, phrases)
+            results[name] = ("image", "y", "x"), np.stack([one.mask for one in found])
+            results[f"{name}_box"] = ("image", "side"), np.stack([one.box for one in found])
+            results[f"{name}_score"] = "image", np.array([one.score for one in found], np.float32)
+            results[f"{name}_detections"] = "image", np.array([one.detections for one in found], np.uint16)
+            if self.segmenter != EMBEDDED:
+                results[f"{name}_boxes"] = ("image", "detection", "side"), np.stack([padded(o.boxes) for o in found])
+                results[f"{name}_scores"] = ("image", "detection"), np.stack([padded(one.scores) for one in found])
         return results
 
     def summarise(self, maps: xr.Dataset) -> xr.Dataset:
         """What is kept of the captured maps."""
         return maps
+
+
+def padded(values: np.ndarray) -> np.ndarray:
+    """(`MOST_BOXES`, ...) the values of the boxes of the highest scores, then what is not a number."""
+    kept = values[:MOST_BOXES]
+    return np.concatenate([kept, np.full((MOST_BOXES - len(kept), *values.shape[1:]), np.nan, np.float32)])
 
 
 class Study(GeneratedStudy, ConceptStudy):
@@ -110,6 +127,8 @@ class Study(GeneratedStudy, ConceptStudy):
         Of the sampling: 1 to 1000, and 1 or more; by default 50, and 7.5 (3 for the embedded model).
     segmenter : str
         As for `load_segmenter`; by default the embedded one for the embedded model, else Grounded-SAM.
+    instances : str
+        "all" or "best", as for `load_segmenter`: what of the word a true mask is of.
     template : str
         The prompt, with ``{word}`` in it.
 
@@ -149,6 +168,8 @@ class WeakenedStudy(Study):
         Head numbers, 0 to H - 1.
     scale : float
         What their outputs are multiplied by.
+    tokens : str
+        "all" or "words", as for `scaled_heads`: their whole output, or their attention to the words of the prompt.
     **settings
         Those of `Study`.
 
@@ -160,6 +181,7 @@ class WeakenedStudy(Study):
 
     weakened: tuple[int, ...] = ()
     scale: float = Field(default=0.0, allow_inf_nan=False)
+    tokens: Literal["all", "words"] = "all"
 
     @field_validator("weakened", mode="before")
     @classmethod
@@ -173,8 +195,12 @@ class WeakenedStudy(Study):
             raise ValueError(f"heads {wrong} do not exist: expected numbers from 0 to {n_heads - 1}")
         return self
 
+    def decisive(self) -> dict[str, Any]:
+        settings = super().decisive()
+        return {name: value for name, value in settings.items() if (name, value) != ("tokens", "all")}  # as of old
+
     def compute(self, units: Sequence[int]) -> xr.Dataset:
-        with scaled_heads(self.pipe, self.weakened, self.scale):
+        with scaled_heads(self.pipe, self.weakened, self.scale, tokens=self.tokens):
             return super().compute(units)
 
 
@@ -234,7 +260,7 @@ class DiagnosisStudy(GeneratedStudy):
     seeds : int
         Number of images, 1 to 100,000.
     **settings
-        model, revision, dtype, batch, steps, guidance and segmenter, as of `Study`.
+        model, revision, dtype, batch, steps, guidance, segmenter and instances, as of `Study`.
 
     Examples
     --------

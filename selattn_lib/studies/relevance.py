@@ -31,12 +31,14 @@ class RelevanceStudy(StudyBase):
     classes, texts : sequence of str, or path
         The prompts: classes are put as "a photo of a {class}.", texts are used as they are. Each is a list, or the path
         of a text file with one a line; "imagenet" names the 1,000 classes of ILSVRC 2012. The HRV paper's 2,100 images
-        are those and 1,100 texts. If neither is given, they are "imagenet", but for the embedded model "a photo of a
-        {word}" over its concepts' words. They come in a seeded order, again and again if there are fewer than `images`.
+        are those, 363 of them under other names, and 1,100 texts. If neither is given, they are "imagenet", but for the
+        embedded model "a photo of a {word}" over its concepts' words. They come in a seeded order, again and again if
+        there are fewer than `images`, so that of 2,100 without texts, classes stand in for 1,100.
     seed : int
         Of that order, and of the words drawn for each concept.
     start_token : bool
-        Leave the start token inside the softmax, as the published implementation does.
+        Leave the start token inside the softmax, as the published implementation and `selattn reproduce` do; the
+        shipped head relevance of the embedded model was counted without.
     **settings
         model, revision, dtype, batch, steps and guidance, as of `Study`.
 

@@ -76,7 +76,8 @@ def head_maps(stored: xr.Dataset, description: dict[str, Any]) -> HeadMaps:
     """Stored maps with what a study's description says of the pictures: prompt, subject and seed (image).
 
     Where a segmenter took part, the coordinate `{mask}_outcome` (image) says what it found: "found", "several found"
-    (the highest score counts), "empty mask" or "not found", the last two with a mask of nothing.
+    (of all of which the mask is, or with `instances` "best" of the one of the highest score), "empty mask" or "not
+    found", the last two with a mask of nothing.
     """
     units, settings = description["units"], description["settings"]
     coords: dict[str, Any] = {key: ("image", [unit[key] for unit in units]) for key in units[0]}

@@ -15,6 +15,7 @@ import xarray as xr
 from accelerate import cpu_offload_with_hook
 from tiny_study import save_tiny_model, tiny_settings, tiny_study
 
+from selattn_lib.maps.head_maps import HeadMaps
 from selattn_lib.models.pipelines import load_pipeline
 from selattn_lib.models.segmenters import Detection, load_segmenter, nothing_in
 from selattn_lib.studies import base
@@ -181,7 +182,8 @@ class Fake:
     def detect(self, images: list, phrases: list[str]) -> list[Detection]:
         shape, box = (images[0].height, images[0].width), np.array([1, 2, 3, 4], np.float32)
         full, empty = np.ones(shape, bool), np.zeros(shape, bool)
-        said = [Detection(full, box, 0.9, 1), Detection(full, box, 0.8, 3), Detection(empty, box, 0.7, 1)]
+        several = np.tile(box, (3, 1)), np.float32([0.8, 0.6, 0.4])
+        said = [Detection(full, box, 0.9, 1), Detection(full, box, 0.8, 3, *several), Detection(empty, box, 0.7, 1)]
         return [*said, nothing_in(images[3])][: len(images)]
 
 
@@ -189,13 +191,25 @@ class Fake:
 def test_every_outcome_of_the_segmenter_shows_in_the_results(
     model: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Study], settings: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("selattn_lib.studies.generated.load_segmenter", lambda name, device: Fake())
+    monkeypatch.setattr("selattn_lib.studies.generated.load_segmenter", lambda *_, **__: Fake())
     results = kind(**tiny_settings(model, batch=4, steps=2, segmenter="sam3"), **settings).run().dataset
     assert results["truth_outcome"].values.tolist() == ["found", "several found", "empty mask", "not found"]
     assert results["truth_detections"].values.tolist() == [1, 3, 1, 0]
     np.testing.assert_array_equal(results["truth_box"][:, 0], [1, 1, 1, np.nan])
     np.testing.assert_allclose(results["truth_score"], [0.9, 0.8, 0.7, np.nan])
     assert results.truth.any(("y", "x")).values.tolist() == [True, True, False, False]
+    assert results["truth_boxes"].shape == (4, 100, 4) and results["truth_boxes"][1, 2].values.tolist() == [1, 2, 3, 4]
+    np.testing.assert_array_equal(results["truth_scores"][1, :4], np.float32([0.8, 0.6, 0.4, np.nan]))
+    assert list(HeadMaps(results).truths) == ["truth"]
+
+
+def test_what_a_mask_is_of_decides_the_folder_where_a_segmenter_can_tell() -> None:
+    every, best = (Study(model="sd14", instances=instances, revision="r") for instances in ("all", "best"))
+    assert every.decisive()["instances"] == "all" and every.folder != best.folder
+    fields = "batch concept dtype guidance model revision seeds segmenter segmenter_weights steps template words"
+    assert sorted(Study().decisive()) == fields.split(), "studies of the embedded segmenter stay where they were"
+    with pytest.raises(ValueError, match="instances='best' with the segmenter emoji-sd: expected all"):
+        Study(instances="best")
 
 
 def test_windows_average_to_the_study_without(model: Path) -> None:
@@ -221,6 +235,9 @@ def test_weakened_heads_change_the_pictures(model: Path) -> None:
     off = WeakenedStudy(**settings, weakened=np.arange(64))
     assert (off.run().pictures != plain.pictures).any()
     assert off.folder == WeakenedStudy(**settings, weakened=list(range(64))[::-1]).folder
+    words = WeakenedStudy(**settings, weakened=np.arange(64), scale=-2, tokens="words")
+    assert (words.run().pictures != off.run().pictures).any() and words.decisive()["tokens"] == "words"
+    assert "tokens" not in off.decisive(), "studies of before stay where they were"
     with pytest.raises(ValueError, match="weakened|heads \\[128\\] do not exist"):
         WeakenedStudy(**settings, weakened=[128])
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from selattn_lib.maps.aggregation import ROUNDING, normalise
+from selattn_lib.maps.aggregation import NORMALISATIONS, ROUNDING, normalise
 from selattn_lib.maps.head_maps import HeadMaps, heatmap
 from selattn_lib.maps.head_sets import first_heads
 from selattn_lib.maps.overlay import overlay
@@ -50,6 +50,71 @@ def test_heatmap_equals_upsampling_each_head(maps, heads, image, word):
     heat = maps.heatmap(word, heads, image=image)
     assert heat.dims == ("y", "x") and heat.dtype == np.float32
     np.testing.assert_allclose(heat, by_hand(maps, heads, image=image, word=word), atol=1e-5)
+
+
+def from_0_to_1(heat):
+    return (heat - heat.min()) / (heat.max() - heat.min())
+
+
+def normalised_by_hand(maps, heads, weights, normalise, image=1, word=0, size=(64, 128)):
+    """Eq. 4 in float64, each head's map upsampled on its own, normalised in one of three ways."""
+    total = np.zeros(size)
+    for number, weight in zip(heads, weights, strict=True):
+        native = one_head(maps, number, image, word)[None, None].double()
+        one = F.interpolate(native, size=size, mode="bicubic", align_corners=False)[0, 0].numpy()
+        total += weight * (from_0_to_1(one) if normalise == "per-head" else one)
+    return (total / total.max()).clip(min=0) if normalise == "max" else from_0_to_1(total)
+
+
+@pytest.mark.parametrize("normalise", NORMALISATIONS)
+@pytest.mark.parametrize("heads", [[4], [8, 0, 3], list(range(9))])
+def test_maps_are_normalised_in_one_of_three_ways(maps, heads, normalise):
+    weights = np.random.default_rng(0).random(len(heads))
+    expected = normalised_by_hand(maps, heads, weights, normalise)
+    heat = maps.heatmap(0, heads, image=1, weights=weights, normalise=normalise)
+    np.testing.assert_allclose(heat, expected, atol=1e-5)
+    assert heat.max() == 1 and heat.min() >= 0
+    plain = normalised_by_hand(maps, heads, weights, "minmax")
+    assert (np.abs(plain - expected).max() < 1e-9) == (normalise == "minmax" or (normalise, heads) == ("per-head", [4]))
+    sets = np.eye(9)[heads].sum(axis=0, keepdims=True)
+    [[many]] = maps.heatmaps(sets, image=1, normalise=normalise)
+    np.testing.assert_allclose(many, maps.heatmap(0, heads, image=1, normalise=normalise), atol=1e-5)
+
+
+def test_without_a_word_maps_are_normalised_as_daam_does(maps):
+    assert maps.heatmap().equals(maps.heatmap(normalise="minmax"))
+
+
+@pytest.mark.parametrize("normalise, level", [("minmax", 0), ("max", 1), ("per-head", 0)])
+def test_a_head_that_sees_nothing_in_particular(normalise, level):
+    flat, spot = np.full((2, 2), 0.3), np.array([[0.0, 0.5], [0.5, 1.0]])
+    maps = HeadMaps.from_grids([([0, 1], np.stack([flat, spot])[None, None])], ["bear"], (2, 2))
+    assert maps.heatmap(heads=[0], normalise=normalise).values.tolist() == [[level] * 2] * 2
+    assert maps.heatmap(heads=[0, 1], normalise=normalise).values[1, 1] == 1
+    if normalise == "per-head":  # nothing of it is left in a mean
+        np.testing.assert_allclose(maps.heatmap(normalise=normalise), spot, atol=1e-6)
+    dark = HeadMaps.from_grids([([0], np.zeros((1, 1, 1, 2, 2)))], ["bear"], (2, 2))
+    assert not dark.heatmap(normalise=normalise).any()
+
+
+def test_other_ways_to_normalise_are_refused(maps):
+    for way in (maps.heatmap, lambda **how: next(maps.heatmaps(np.ones((1, 9)), **how))):
+        with pytest.raises(ValueError, match="normalise='sum': expected one of minmax, max, per-head"):
+            way(normalise="sum")
+    with pytest.raises(ValueError, match="heads='daam' has its mean normalised: expected normalise='minmax' or 'max'"):
+        maps.heatmap(heads="daam", normalise="per-head")
+    share = maps.heatmap(heads="daam", normalise="max")
+    np.testing.assert_allclose(from_0_to_1(share), maps.heatmap(heads="daam"), atol=0.05)
+
+
+def test_what_is_drawn_and_saved_is_normalised_alike(pictured, tmp_path):
+    heat = pictured.heatmap("cat", [1, 2], normalise="max")
+    expected = overlay(pictured.pictures[0], heat.values, threshold=0.4, truth=pictured.truth(0))
+    np.testing.assert_array_equal(np.asarray(pictured.overlay("cat", [1, 2], normalise="max")), expected)
+    pictured.save(tmp_path, [1, 2], threshold=0.6, normalise="max")
+    mask = np.asarray(Image.open(tmp_path / "000-cat-heads-1-2-max-mask.png"))
+    np.testing.assert_array_equal(mask > 0, heat > 0.6)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "000-cat-heads-1-2-max-overlay.png")).ndim, 3)
 
 
 def test_what_is_in_them(maps):

@@ -101,6 +101,20 @@ def test_published_heads_are_put_in_order(tmp_path, tiny_pipe):
     np.testing.assert_array_equal(hrv.scores, scores)
 
 
+def test_a_whole_folder_of_results_is_searched_for_the_two_files_that_belong_together(tmp_path):
+    names = np.array(["down, layer: 0, head: 0", "mid, layer: 0, head: 0", "up, layer: 8, head: 7"])
+    write_published(tmp_path, np.array([[1, 2, 0], [0, 0, 0]], dtype=np.float32), names)
+    np.save(tmp_path / "counts.npy", np.array([[10, 20, 0], [0, 0, 0]], dtype=np.float32))
+    np.save(tmp_path / "first_image.npy", np.ones((2, 5, 3), np.float32))
+    np.save(tmp_path / "concepts.npy", np.array(["Animals", "Things"]))
+    assert HeadRelevance.load(tmp_path, concepts=["Animals", "Things"]).top("Animals", 1).tolist() == [1]
+    np.save(tmp_path / "other_hrv.npy", np.array([[3, 0, 0], [0, 0, 3]], dtype=np.float32))
+    with pytest.raises(
+        ValueError, match=r"4 .npy files of floats and 2 of strings, \['concepts.npy', 'counts.npy', .*own"
+    ):
+        HeadRelevance.load(tmp_path, concepts=["Animals", "Things"])
+
+
 @pytest.mark.parametrize(
     "names, scores, message",
     [

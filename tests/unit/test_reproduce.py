@@ -12,7 +12,7 @@ from tiny_families import build_sdxl
 
 from selattn_lib import cli
 from selattn_lib.models.pipelines import unet_layout
-from selattn_lib.publishing.reproduce import time_call
+from selattn_lib.publishing.reproduce import Reproduction, time_call
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,7 +53,10 @@ def test_a_dry_run_says_what_the_paper_takes_and_leaves_no_trace(
     assert sorted(surroundings.rglob("*")) == before
     assert said["model"] == "CompVis/stable-diffusion-v1-4, 128 heads, 0.86 G parameters in the UNet"
     assert said["device"] == "cpu, fp32, 10 images at a time"
-    assert said["relevance"] == "of 34 concepts, counted on 2,100 images"
+    assert said["relevance"] == (
+        "of 34 concepts, counted on 2,100 images of 1,000 class names, repeated in place of free prompts; "
+        "the start token is inside the softmax, as published"
+    )
     assert said["masks"] == "by grounded-sam"
     assert said["images"].startswith("2,213 of 50 steps; 0 of them")
     assert said["time"].startswith(
@@ -73,6 +76,22 @@ def test_a_dry_run_on_other_terms(
     assert said["images"].startswith("11 of 9 steps") and said["masks"] == "by sam3"
 
 
+def test_the_papers_wording_and_free_prompts_are_options(
+    surroundings: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (surroundings / "free.txt").write_text("a cat asleep\ntwo dogs at sea\n")
+    terms = f"--hrv-texts {surroundings / 'free.txt'} --no-start-token --hrv-images 1002"
+    said = plan(f"--model sd14 {terms}", capsys, monkeypatch)
+    assert said["relevance"].endswith(
+        "counted on 1,002 images of 1,000 class names and 2 free prompts; "
+        "the start token is outside the softmax, as the paper says"
+    )
+    published, worded = (Reproduction(model="sd14", start_token=inside) for inside in (True, False))
+    assert published.relevance_study().start_token and published.parameters()["start_token"] is True
+    assert published.relevance_study().folder != worded.relevance_study().folder
+    assert worded.parameters()["hrv_texts"] == "" and worded.parameters()["start_token"] is False
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
@@ -82,6 +101,7 @@ def test_a_dry_run_on_other_terms(
         ("--model sd14 --steps 0", "steps=0"),
         ("--model sd14 --hrv-images 1", "images=1"),
         ("--model sd14 --segmenter nosuch", "no segmenter 'nosuch'"),
+        ("--model sd14 --hrv-texts nosuch", "texts='nosuch': no file"),
         ("--model sd14 --hrv nosuch", "No head relevance at nosuch"),
         ("--model sd14 --workers many", "workers='many'"),
     ],

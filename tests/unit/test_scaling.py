@@ -52,6 +52,61 @@ def test_nested_scales_multiply_and_capture_goes_along(tiny_pipe):
     assert maps.head_maps().dataset.sizes["image"] == 1
 
 
+class ScaledColumns:
+    """Attention to the letter, with the columns of some heads multiplied after the softmax, in some rows of a batch."""
+
+    def __init__(self, heads, tokens_of_row, scale):
+        self.heads, self.tokens_of_row, self.scale = heads, tokens_of_row, scale
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
+        projected = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+        query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2).double() for x in projected)
+        attention = (query @ key.transpose(2, 3) * attn.scale).softmax(dim=-1)
+        for row, tokens in self.tokens_of_row.items():
+            for head in self.heads:
+                attention[row, head, :, tokens] *= self.scale
+        return attn.to_out[0]((attention @ value).transpose(1, 2).flatten(-2).to(hidden_states.dtype))
+
+
+def test_scaling_attention_to_words_is_scaling_their_columns_after_the_softmax(tiny_pipe):
+    """Against a processor that does it; the prompt's rows are the second half under guidance."""
+    heads = cross_attention_heads(tiny_pipe)
+    chosen = [0, 3, 70, 127]
+    plain = generate(tiny_pipe, prompt=["a photo of bear", "oak"])
+    with scaled_heads(tiny_pipe, chosen, -2.0, tokens="words"), capture(tiny_pipe, [["bear"], ["oak"]]) as maps:
+        found = generate(tiny_pipe, prompt=["a photo of bear", "oak"])
+    assert count_hooks(tiny_pipe) == 0 and maps.head_maps().n_images == 2
+    kept = tiny_pipe.unet.attn_processors
+    for layer in heads:
+        own = [number - layer.first for number in chosen if layer.first <= number < layer.first + layer.n_heads]
+        words = {2: [1, 2, 3, 4], 3: [1]}  # token 0 starts, the one after the words ends, the rest is padding
+        tiny_pipe.unet.get_submodule(layer.name).set_processor(ScaledColumns(own, words, -2.0))
+    expected = generate(tiny_pipe, prompt=["a photo of bear", "oak"])
+    tiny_pipe.unet.set_attn_processor(kept)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert (found - plain).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+
+
+def test_scale_1_of_words_changes_no_bit(tiny_pipe):
+    plain = generate(tiny_pipe)
+    with scaled_heads(tiny_pipe, range(128), 1.0, tokens="words"):
+        assert torch.equal(generate(tiny_pipe), plain)
+    with scaled_heads(tiny_pipe, range(128), 0.0, tokens="words"):
+        assert not torch.equal(generate(tiny_pipe), plain)
+    assert count_hooks(tiny_pipe) == 0 and torch.equal(generate(tiny_pipe), plain)
+
+
+def test_words_that_are_not_known_cannot_be_scaled(tiny_pipe):
+    embeddings = tiny_pipe.encode_prompt("a photo of bear", "cpu", 1, False)[0]
+    with (
+        pytest.raises(ValueError, match="have the pipeline encode its prompts"),
+        scaled_heads(tiny_pipe, [0], 0.0, tokens="words"),
+    ):
+        tiny_pipe(prompt_embeds=embeddings, guidance_scale=1, num_inference_steps=1, output_type="latent")
+    with pytest.raises(ValueError, match="tokens='bear': expected all or words"):
+        scaled_heads(tiny_pipe, [0], 0.0, tokens="bear").__enter__()
+
+
 @pytest.mark.parametrize("heads, scale, said", [([128], 0, "128"), ([-1], 0, "-1"), ([0], np.nan, "scale=nan")])
 def test_what_cannot_be_scaled(tiny_pipe, heads, scale, said):
     with pytest.raises(ValueError, match=said), scaled_heads(tiny_pipe, heads, scale):

@@ -20,6 +20,7 @@ from selattn_lib.evaluation.scores import (
     single_ious,
     threshold_free,
 )
+from selattn_lib.maps.aggregation import NORMALISATIONS
 from selattn_lib.maps.head_maps import HeadMaps
 from selattn_lib.maps.head_sets import first_heads
 
@@ -71,6 +72,24 @@ def test_ious_are_strictly_above_the_threshold(results):
         assert scores.sel(threshold=threshold)[0] == pytest.approx(expected)
     # Nothing is above 1, and nothing is in the second truth: two empty masks agree.
     assert scores.sel(threshold=1.0).values.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("normalise", NORMALISATIONS)
+def test_masks_are_cut_from_maps_that_are_normalised_as_is_asked(results, normalise):
+    sets, thresholds = {"some": [4, 8, 0], "one": [2]}, (0.3, 0.5, 0.7)
+    scores = ious(results, sets, thresholds, normalise=normalise)
+    free = threshold_free(results, sets, normalise=normalise)
+    singles = single_ious(results, [0.5], normalise=normalise)
+    for name, heads in sets.items():
+        heat = results.heatmap(0, heads, normalise=normalise).values
+        for threshold in thresholds:
+            expected = iou(heat > threshold, results.truth(0))
+            assert float(scores.sel(set=name, threshold=threshold)[0]) == pytest.approx(expected, abs=PIXEL)
+        pointed = results.truth(0).ravel()[heat.argmax()]
+        assert float(free.sel(set=name, score="pointing game")[0]) == pointed
+    assert float(singles[0, 2, 0]) == pytest.approx(float(scores.sel(set="one", threshold=0.5)[0]), abs=PIXEL)
+    with pytest.raises(ValueError, match="normalise='sum': expected one of minmax, max, per-head"):
+        ious(results, normalise="sum")
 
 
 def test_scores_of_sets_are_those_of_one_map_at_a_time(results):

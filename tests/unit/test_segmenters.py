@@ -1,6 +1,8 @@
 """Segmenters: the embedded one, and those of the hub on tiny models of the true classes."""
 
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ from tiny_sam import tiny_grounded_sam, tiny_sam3
 
 from selattn_lib.emoji.scenes import HELD_OUT, Scene, compose
 from selattn_lib.emoji.segmenter import CLASSES, Prediction, load_weights
-from selattn_lib.evaluation.scores import iou
-from selattn_lib.models.segmenters import EmojiSegmenter, GroundedSAM, Sam3, bounding_box, load_segmenter
+from selattn_lib.evaluation.scores import iou, ious
+from selattn_lib.maps.head_maps import HeadMaps
+from selattn_lib.models.segmenters import Detection, EmojiSegmenter, GroundedSAM, Sam3, bounding_box, load_segmenter
 
 
 def scene(number: int, *words: tuple[str, str]) -> Scene:
@@ -115,32 +118,82 @@ def test_grounded_sam_without_a_detection_gives_an_empty_mask(grounded_sam: Grou
     assert detection.mask.shape == (40, 80) and detection.mask.dtype == bool and not detection.mask.any()
 
 
-def test_grounded_sam_segments_the_box_of_the_highest_score(grounded_sam: GroundedSAM, picture: Image.Image) -> None:
-    found, boxes, drawn = [], [], []  # what the detector gives, what the segmenter is given, what it gives
-
-    def note(_, args, kwargs, out) -> None:
-        boxes.append(kwargs["input_boxes"].flatten().tolist())
-        drawn.append(out.pred_masks.shape)
-
+def drawn_in(grounded_sam: GroundedSAM, picture: Image.Image, instances: str) -> tuple[Detection, Any, Any]:
+    """A detection at a threshold of 0, with what the detector gave and what the segmenter was given and gave."""
+    found, drawn = [], []
     hooks = [
         grounded_sam.detector.register_forward_hook(lambda _, args, out: found.append(out)),
-        grounded_sam.segmenter.register_forward_hook(note, with_kwargs=True),
+        grounded_sam.segmenter.register_forward_hook(
+            lambda _, args, kwargs, out: drawn.append((kwargs["input_boxes"][0], out.pred_masks)), with_kwargs=True
+        ),
     ]
-    grounded_sam.box_threshold = 0.0
-    [several] = grounded_sam.detect([picture], ["bear"])
-    scores = found[0].logits[0].sigmoid().amax(dim=-1)
-    best, second = scores.topk(2).values.tolist()
-    grounded_sam.box_threshold = (best + second) / 2
-    [one] = grounded_sam.detect([picture], ["bear"])
+    grounded_sam.box_threshold, grounded_sam.instances = 0.0, instances
+    [detection] = grounded_sam.detect([picture], ["bear"])
+    grounded_sam.instances = "all"
     for hook in hooks:
         hook.remove()
+    assert len(drawn) == 1, "one call of SAM an image"
+    return detection, found[0], drawn[0]
 
-    x, y, width, height = found[0].pred_boxes[0, scores.argmax()].tolist()
-    corners = np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
-    in_the_resized_picture = corners * [64, 32, 64, 32]  # the tiny SAM sees 40 x 80 pixels as 32 x 64
-    np.testing.assert_allclose(boxes, [in_the_resized_picture] * 2, atol=1e-3)
-    assert np.array_equal(several.mask, one.mask)
-    assert drawn == [(1, 1, 1, 16, 16)] * 2, "the single mask, not the first of three guesses"
+
+def test_the_mask_of_grounded_sam_is_the_union_over_all_boxes(grounded_sam: GroundedSAM, picture: Image.Image) -> None:
+    detection, found, (boxes, masks) = drawn_in(grounded_sam, picture, "all")
+    scores = found.logits[0].sigmoid().amax(dim=-1)
+    x, y, width, height = found.pred_boxes[0].T
+    corners = torch.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], dim=1)
+    torch.testing.assert_close(boxes, corners * torch.tensor([64.0, 32, 64, 32]), atol=1e-3, rtol=0)  # SAM sees 32 x 64
+    assert masks.shape == (1, 5, 1, 16, 16), "for each box the single mask, not the first of three guesses"
+    sizes = torch.tensor([[40, 80]]), torch.tensor([[32, 64]])
+    [each] = grounded_sam.segmenter_processor.post_process_masks(masks, *sizes)
+    assert np.array_equal(detection.mask, each[:, 0].any(dim=0).numpy())
+
+    order = scores.argsort(descending=True)
+    assert detection.detections == 5 and detection.score == pytest.approx(float(scores.max()))
+    np.testing.assert_allclose(detection.scores, scores[order], rtol=1e-6)
+    inside = corners * torch.tensor([80.0, 40, 80, 40])
+    np.testing.assert_allclose(detection.boxes, inside[order], atol=1e-3)
+    around = torch.cat([inside[:, :2].amin(dim=0), inside[:, 2:].amax(dim=0)])
+    np.testing.assert_allclose(detection.box, around, atol=1e-3)
+
+
+def test_grounded_sam_may_take_the_best_box_alone(grounded_sam: GroundedSAM, picture: Image.Image) -> None:
+    everything, _, (_, masks) = drawn_in(grounded_sam, picture, "all")
+    best, found, (boxes, mask) = drawn_in(grounded_sam, picture, "best")
+    number = int(found.logits[0].sigmoid().amax(dim=-1).argmax())
+    assert len(boxes) == 1 and torch.equal(mask[0, 0] > 0, masks[0, number] > 0)
+    assert not (best.mask & ~everything.mask).any() and (best.mask != everything.mask).any()
+    assert best.detections == 5 and np.array_equal(best.boxes, everything.boxes), "all are kept"
+    assert np.array_equal(best.box, best.boxes[0]) and best.score == everything.score
+
+
+@pytest.mark.parametrize("instances, covers_both", [("all", 1.0), ("best", 0.5)])
+def test_of_two_bears_a_map_that_covers_both_agrees_with_the_semantic_truth(
+    grounded_sam: GroundedSAM, monkeypatch: pytest.MonkeyPatch, instances: str, covers_both: float
+) -> None:
+    """A detector that finds two bears, and a segmenter that draws its box."""
+    boxes = torch.tensor([[4.0, 8, 16, 24], [24.0, 8, 36, 24]])
+
+    def filled(_: Image.Image, boxes: list[list[float]]) -> np.ndarray:
+        masks = np.zeros((len(boxes), 32, 40), bool)
+        for mask, (left, top, right, bottom) in zip(masks, np.array(boxes).astype(int), strict=True):
+            mask[top:bottom, left:right] = True
+        return masks
+
+    found = {"boxes": boxes, "scores": torch.tensor([0.5, 0.6]), "labels": ["bear", "bear"]}
+    monkeypatch.setattr(grounded_sam, "_boxes", lambda images, phrases: [found])
+    monkeypatch.setattr(grounded_sam, "_masks", filled)
+    monkeypatch.setattr(grounded_sam, "instances", instances)
+    [bears] = grounded_sam.detect([Image.new("RGB", (40, 32))], ["bear"])
+    assert bears.scores.tolist() == np.float32([0.6, 0.5]).tolist() and bears.boxes[0].tolist() == [24, 8, 36, 24]
+    assert bears.box.tolist() == ([4, 8, 36, 24] if instances == "all" else [24, 8, 36, 24])
+
+    native = np.zeros((1, 1, 1, 32, 40))
+    native[..., 8:24, 4:16] = native[..., 8:24, 24:36] = 1
+    maps = HeadMaps.from_grids([([0], native)], ["bear"], (32, 40))
+    maps = maps.with_pictures(np.zeros((1, 32, 40, 3), np.uint8), truth=bears.mask[None])
+    assert ious(maps).values.tolist() == [[covers_both] * 3]
+    one = iou(filled(Image.new("RGB", (40, 32)), boxes[1:].tolist())[0], bears.mask)
+    assert one == (0.5 if instances == "all" else 1.0), "a map that misses a bear"
 
 
 def test_grounded_sam_keeps_box_score_and_number_in_a_batch(grounded_sam: GroundedSAM, picture: Image.Image) -> None:
@@ -152,7 +205,8 @@ def test_grounded_sam_keeps_box_score_and_number_in_a_batch(grounded_sam: Ground
     for one, other in zip(alone, together, strict=True):
         assert one.detections == other.detections == 5 and one.mask.shape == other.mask.shape
         np.testing.assert_allclose(one.box, other.box, atol=1e-3)
-        assert one.score == pytest.approx(other.score, abs=1e-5) and (one.mask != other.mask).mean() < 0.01
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+        assert one.score == one.scores[0] >= one.scores[-1] and (one.mask != other.mask).mean() < 0.01
     order = np.argsort([found.score for found in together])
     grounded_sam.box_threshold = together[order[2]].score + 1e-6
     for place, found in enumerate(grounded_sam.detect([pictures[i] for i in order], ["bear"] * 6)):
@@ -160,14 +214,14 @@ def test_grounded_sam_keeps_box_score_and_number_in_a_batch(grounded_sam: Ground
             assert not found.mask.any() and found.detections == 0 and np.isnan([found.score, *found.box]).all()
         else:
             assert found.detections >= 1
-            assert np.array_equal(found.box, together[order[place]].box)
+            assert np.array_equal(found.boxes, together[order[place]].boxes[: found.detections])
 
 
 def test_grounded_sam_may_draw_a_mask_of_nothing(
     grounded_sam: GroundedSAM, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grounded_sam.box_threshold = 0.0
-    monkeypatch.setattr(grounded_sam, "_masks", lambda images, boxes: [np.zeros((40, 80), bool) for _ in images])
+    monkeypatch.setattr(grounded_sam, "_masks", lambda image, boxes: np.zeros((len(boxes), 40, 80), bool))
     [found] = grounded_sam.detect([picture], ["bear"])
     assert not found.mask.any() and found.detections == 5 and np.isfinite([found.score, *found.box]).all()
 
@@ -177,20 +231,31 @@ def sam3(tmp_path_factory: pytest.TempPathFactory) -> Sam3:
     return Sam3(source=tiny_sam3(tmp_path_factory.mktemp("sam3")))
 
 
-def test_sam3_takes_the_instance_of_the_highest_score(sam3: Sam3, picture: Image.Image) -> None:
+@pytest.mark.parametrize("instances", ["all", "best"])
+def test_sam3_takes_its_semantic_output_or_the_best_instance(
+    sam3: Sam3, picture: Image.Image, monkeypatch: pytest.MonkeyPatch, instances: str
+) -> None:
     outputs: list = []
     hook = sam3.model.register_forward_hook(lambda _, args, out: outputs.append(out))
-    sam3.threshold = 0.0
+    monkeypatch.setattr(sam3, "threshold", 0.0)
+    monkeypatch.setattr(sam3, "instances", instances)
     wide, high = sam3.detect([picture, picture.rotate(90, expand=True)], ["bear", "oak tree"])
     hook.remove()
     assert [wide.mask.shape, high.mask.shape] == [(40, 80), (80, 40)]
     assert wide.detections == high.detections == 5
     scores = outputs[0].pred_logits[1].sigmoid() * outputs[0].presence_logits[1].sigmoid()
-    best = int(scores.argmax())
-    assert high.score == pytest.approx(float(scores[best]))
-    np.testing.assert_allclose(high.box, outputs[0].pred_boxes[1, best].numpy() * [40, 80, 40, 80], rtol=1e-6)
-    drawn = outputs[0].pred_masks[1, best].sigmoid()
-    drawn = torch.nn.functional.interpolate(drawn[None, None], (80, 40), mode="bilinear")[0, 0]
+    order = scores.argsort(descending=True)
+    boxes = outputs[0].pred_boxes[1].numpy() * [40, 80, 40, 80]
+    assert high.score == pytest.approx(float(scores.max()))
+    np.testing.assert_allclose(high.scores, scores[order])
+    np.testing.assert_allclose(high.boxes, boxes[order], rtol=1e-6)
+    if instances == "best":
+        drawn = outputs[0].pred_masks[1, order[0]]
+        np.testing.assert_allclose(high.box, boxes[order[0]], rtol=1e-6)
+    else:
+        drawn = outputs[0].semantic_seg[1, 0]
+        np.testing.assert_allclose(high.box, [*boxes[:, :2].min(axis=0), *boxes[:, 2:].max(axis=0)], rtol=1e-6)
+    drawn = torch.nn.functional.interpolate(drawn.sigmoid()[None, None], (80, 40), mode="bilinear")[0, 0]
     assert np.array_equal(high.mask, (drawn > 0.5).numpy())
 
     sam3.threshold = float(scores.topk(2).values.mean())
@@ -198,3 +263,25 @@ def test_sam3_takes_the_instance_of_the_highest_score(sam3: Sam3, picture: Image
     sam3.threshold = 1.0
     [nothing] = sam3.detect([picture], ["bear"])
     assert nothing.detections == 0 and not nothing.mask.any() and np.isnan([nothing.score, *nothing.box]).all()
+    assert nothing.boxes.shape == (0, 4) and nothing.scores.shape == (0,)
+
+
+def test_what_a_mask_is_of_is_one_of_two(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="instances='each' with the segmenter grounded-sam: expected all or best"):
+        load_segmenter("grounded-sam", instances="each")
+    with pytest.raises(ValueError, match="instances='best' with the segmenter emoji-sd: expected all$"):
+        load_segmenter(instances="best")
+    tiny_grounded_sam(tmp_path)
+    assert load_segmenter(str(tmp_path), instances="best").instances == "best"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["grounded-sam", "sam3"])
+def test_a_hub_that_never_finishes_is_not_waited_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(*_: Any, **__: Any) -> None:
+        time.sleep(5)
+
+    monkeypatch.setattr("selattn_lib.models.segmenters.INDEX_LIMIT", 0.05)
+    monkeypatch.setattr("transformers.GroundingDinoProcessor.from_pretrained", hang)
+    monkeypatch.setattr("transformers.CLIPTokenizer.from_pretrained", hang)
+    with pytest.raises(OSError, match=f"'{name}' could not be loaded from .*no whole answer in 0.05 s"):
+        load_segmenter(name)
