@@ -19,10 +19,10 @@ from .statistics import (
     agreement,
     area_under_roc,
     band,
-    bootstrap_mean,
     direction,
     effect_size,
     format_p,
+    mean_interval,
     paired_difference,
     percentile,
     plateau,
@@ -35,8 +35,8 @@ from .statistics import (
 from .tables import benchmark_table, chance_table, comparison_table
 
 __all__ = ["Difference", "Interval", "agreement", "area_under_roc", "attention_on", "attention_ratio", "band"]
-__all__ += ["benchmark_table", "best_disc", "bootstrap_mean", "centred_disc", "chance_table", "comparison_table"]
-__all__ += ["cross_fitted", "direction", "effect_size", "format_p", "full_frame", "iou", "ious"]
-__all__ += ["log_attention_ratio", "map_correlation", "mean_attention", "oracle_ious", "paired_difference"]
-__all__ += ["percentile", "plateau", "presence", "rank_agreement", "rank_correlation", "roc", "single_ious", "spread"]
-__all__ += ["statement", "threshold_free"]
+__all__ += ["benchmark_table", "best_disc", "centred_disc", "chance_table", "comparison_table", "cross_fitted"]
+__all__ += ["direction", "effect_size", "format_p", "full_frame", "iou", "ious", "log_attention_ratio"]
+__all__ += ["map_correlation", "mean_attention", "mean_interval", "oracle_ious", "paired_difference", "percentile"]
+__all__ += ["plateau", "presence", "rank_agreement", "rank_correlation", "roc", "single_ious", "spread", "statement"]
+__all__ += ["threshold_free"]

@@ -85,7 +85,7 @@ def format_p(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def bootstrap_mean(values: Any, groups: Any = None, *, seed: int = 0, draws: int = 2000) -> Interval:
+def mean_interval(values: Any, groups: Any = None, *, seed: int = 0, draws: int = 2000) -> Interval:
     """Mean of scores with a 95 % percentile bootstrap interval.
 
     Parameters
@@ -109,7 +109,7 @@ def bootstrap_mean(values: Any, groups: Any = None, *, seed: int = 0, draws: int
 
     Examples
     --------
-    >>> print(bootstrap_mean([0.5, 0.6, 0.7, 0.8], ["bear", "bear", "cat", "cat"]))
+    >>> print(mean_interval([0.5, 0.6, 0.7, 0.8], ["bear", "bear", "cat", "cat"]))
     0.650 [0.550, 0.750]
     """
     values = _checked_values(values)
@@ -168,7 +168,7 @@ def paired_difference(
     0.001953125
     """
     values = _checked_values(a) - _checked_values(b)
-    interval = bootstrap_mean(values, groups, seed=seed, draws=draws)
+    interval = mean_interval(values, groups, seed=seed, draws=draws)
     sums, _ = _group_sums(values, groups)
     if len(sums) == 1:
         return Difference(*interval, 1.0)
@@ -351,7 +351,7 @@ def band(curves: xr.DataArray, *, seed: int = 0, draws: int = 1000) -> np.ndarra
     [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]
     """
     groups = curves["subject"].values if "subject" in curves.coords else None
-    return np.array([bootstrap_mean(curves.sel(k=k), groups, seed=seed, draws=draws) for k in curves["k"].values])
+    return np.array([mean_interval(curves.sel(k=k), groups, seed=seed, draws=draws) for k in curves["k"].values])
 
 
 def plateau(surface: xr.DataArray, groups: Any, *, seed: int = 0, draws: int = 1000) -> xr.DataArray:

@@ -10,7 +10,7 @@ import xarray as xr
 from ..maps.head_maps import HeadMaps
 from .baselines import best_disc, centred_disc, full_frame
 from .scores import iou
-from .statistics import bootstrap_mean, effect_size, paired_difference, percentile, spread
+from .statistics import effect_size, mean_interval, paired_difference, percentile, spread
 
 # Mean IoU at thresholds 0.3, 0.4 and 0.5: the paper's Tables 1 to 3, Stable Diffusion v1.4, *Animals*, 100 images.
 PAPER = {
@@ -57,14 +57,14 @@ def benchmark_table(scores: xr.DataArray, maps: HeadMaps, *, paper: bool = True)
     rows: dict[tuple[str, str], list[str]] = {}
     for threshold in scores["threshold"].values.tolist():
         for name in scores["set"].values.tolist():
-            mean = bootstrap_mean(scores.sel(threshold=threshold, set=name), groups)
+            mean = mean_interval(scores.sel(threshold=threshold, set=name), groups)
             theirs = published.get(name, {}).get(threshold)
             rows[f"{threshold:g}", name] = [str(mean), "" if theirs is None else f"{theirs:.4f}"]
     (radius, _), (height, width) = best_disc(truth), truth.shape[1:]
     disc = f"centred disc, radius {radius}"
     masks = {disc: centred_disc(height, width, radius), "full frame": full_frame(height, width)}
     for name, mask in masks.items():
-        rows["any", name] = [str(bootstrap_mean(iou(mask, truth), groups)), ""]
+        rows["any", name] = [str(mean_interval(iou(mask, truth), groups)), ""]
     measured = f"mean IoU [95 %], measured: {maps.model}, {maps.n_images} images"
     index = pd.MultiIndex.from_tuples(rows, names=["threshold", "heads"])
     columns = [measured, "mean IoU in the paper: SD v1.4, 100 images"]
@@ -100,7 +100,7 @@ def comparison_table(scores: xr.DataArray, *, against: str, score: str = "mean I
     rows = []
     for name in scores["set"].values.tolist():
         values = scores.sel(set=name).values
-        row = [str(bootstrap_mean(values, groups)), "", "", ""]
+        row = [str(mean_interval(values, groups)), "", "", ""]
         if name != against:
             size, ahead = effect_size(values, base, groups), pd.Series(values - base).groupby(groups).mean() > 0
             difference = str(paired_difference(values, base, groups))

@@ -13,10 +13,10 @@ from selattn_lib.evaluation.statistics import (
     agreement,
     area_under_roc,
     band,
-    bootstrap_mean,
     direction,
     effect_size,
     format_p,
+    mean_interval,
     paired_difference,
     percentile,
     plateau,
@@ -45,7 +45,7 @@ def test_p_is_never_printed_as_0():
 
 
 def test_one_group_has_no_spread():
-    assert bootstrap_mean([0.25, 0.75], ["a", "a"]) == (0.5, 0.5, 0.5)
+    assert mean_interval([0.25, 0.75], ["a", "a"]) == (0.5, 0.5, 0.5)
 
 
 def test_the_interval_is_that_of_drawing_groups_by_hand():
@@ -54,27 +54,27 @@ def test_the_interval_is_that_of_drawing_groups_by_hand():
     drawn = np.random.default_rng(7).integers(4, size=(500, 4))
     means = [np.concatenate([values[groups == "abcd"[group]] for group in draw]).mean() for draw in drawn]
     expected = [values.mean(), *np.quantile(means, [0.025, 0.975])]
-    np.testing.assert_allclose(bootstrap_mean(values, groups, seed=7, draws=500), expected)
+    np.testing.assert_allclose(mean_interval(values, groups, seed=7, draws=500), expected)
 
 
 def test_bootstrap_interval_of_single_images():
     values = np.random.default_rng(0).normal(0.7, 0.1, 400)
-    mean, low, high = bootstrap_mean(values)
+    mean, low, high = mean_interval(values)
     assert mean == pytest.approx(values.mean())
     half_width = 1.96 * values.std() / 20
     assert low == pytest.approx(mean - half_width, abs=2e-3)
     assert high == pytest.approx(mean + half_width, abs=2e-3)
-    assert bootstrap_mean(values) == bootstrap_mean(values) != bootstrap_mean(values, seed=1)
+    assert mean_interval(values) == mean_interval(values) != mean_interval(values, seed=1)
 
 
 def test_groups_widen_the_interval():
     rng = np.random.default_rng(0)
     groups = np.repeat([f"photo of a {i}" for i in range(10)], 10)
     values = np.repeat(rng.normal(0.7, 0.1, 10), 10) + rng.normal(0, 0.01, 100)
-    alone, together = bootstrap_mean(values), bootstrap_mean(values, groups)
+    alone, together = mean_interval(values), mean_interval(values, groups)
     assert together.mean == alone.mean
     assert together.high - together.low > 2 * (alone.high - alone.low)
-    constant = bootstrap_mean([0.5] * 6, [1, 1, 1, 2, 2, 3])
+    constant = mean_interval([0.5] * 6, [1, 1, 1, 2, 2, 3])
     assert constant == pytest.approx((0.5, 0.5, 0.5))
 
 
@@ -133,9 +133,9 @@ def test_p_is_uniform_where_nothing_differs():
 
 def test_values_that_make_no_sense():
     with pytest.raises(ValueError, match="one finite number an image"):
-        bootstrap_mean([0.1, np.nan])
+        mean_interval([0.1, np.nan])
     with pytest.raises(ValueError, match="groups has shape"):
-        bootstrap_mean([0.1, 0.2], ["a"])
+        mean_interval([0.1, 0.2], ["a"])
 
 
 def test_a_band_is_the_mean_and_its_interval_at_each_k():
@@ -144,7 +144,7 @@ def test_a_band_is_the_mean_and_its_interval_at_each_k():
     values = np.repeat(rng.random((4, 3)), 5, axis=0) + rng.normal(0, 0.01, (20, 3))
     curves = xr.DataArray(values, dims=("image", "k"), coords={"k": [1, 2, 3], "subject": ("image", subjects)})
     drawn = band(curves)
-    np.testing.assert_allclose(drawn, [bootstrap_mean(values[:, k], subjects, draws=1000) for k in range(3)])
+    np.testing.assert_allclose(drawn, [mean_interval(values[:, k], subjects, draws=1000) for k in range(3)])
     alone = band(curves.drop_vars("subject"))
     np.testing.assert_allclose(alone[:, 0], values.mean(axis=0))
     assert (np.diff(drawn[:, 1:]) > 1.5 * np.diff(alone[:, 1:])).all(), "images of one subject are alike"
