@@ -21,6 +21,7 @@ from .statistics import (
     band,
     direction,
     effect_size,
+    format_correlation,
     format_p,
     mean_interval,
     paired_difference,
@@ -36,7 +37,7 @@ from .tables import benchmark_table, chance_table, comparison_table
 
 __all__ = ["Difference", "Interval", "agreement", "area_under_roc", "attention_on", "attention_ratio", "band"]
 __all__ += ["benchmark_table", "best_disc", "centred_disc", "chance_table", "comparison_table", "cross_fitted"]
-__all__ += ["direction", "effect_size", "format_p", "full_frame", "iou", "ious", "log_attention_ratio"]
-__all__ += ["map_correlation", "mean_attention", "mean_interval", "oracle_ious", "paired_difference", "percentile"]
-__all__ += ["plateau", "presence", "rank_agreement", "rank_correlation", "roc", "single_ious", "spread", "statement"]
-__all__ += ["threshold_free"]
+__all__ += ["direction", "effect_size", "format_correlation", "format_p", "full_frame", "iou", "ious"]
+__all__ += ["log_attention_ratio", "map_correlation", "mean_attention", "mean_interval", "oracle_ious"]
+__all__ += ["paired_difference", "percentile", "plateau", "presence", "rank_agreement", "rank_correlation", "roc"]
+__all__ += ["single_ious", "spread", "statement", "threshold_free"]

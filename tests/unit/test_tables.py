@@ -16,12 +16,12 @@ def test_comparison_table_is_paired_and_by_group():
     better = base + 0.1 + rng.normal(0, 0.01, 20)
     coords = {"set": ["all", "better", "same"], "subject": ("image", groups)}
     scores = xr.DataArray(np.stack([base, better, base], 1), coords, ("image", "set"))
-    table = comparison_table(scores, against="all")
+    table, size = comparison_table(scores, against="all"), "Cohen's d on prompt means"
     assert table.loc["all"].tolist() == [str(mean_interval(base, groups)), "", "", ""]
     assert table.loc["better", "less all [95 %], p"] == str(paired_difference(better, base, groups))
     assert table.loc["better", "less all [95 %], p"].startswith("+0.")
-    assert table.loc["better", "prompts ahead"] == "4 of 4" and float(table.loc["better", "d"]) > 5
-    assert table.loc["same", "d"] == "" and table.loc["same", "prompts ahead"] == "0 of 4"
+    assert table.loc["better", "prompts ahead"] == "4 of 4" and float(table.loc["better", size]) > 5
+    assert table.loc["same"].tolist()[1:] == ["no difference", "", "0 of 4"]
     assert comparison_table(scores, against="all", score="precision").columns[0] == "precision [95 %]"
 
 
