@@ -8,6 +8,7 @@ import xarray as xr
 from scipy.stats import mannwhitneyu, spearmanr, ttest_1samp
 from scipy.stats import t as student_t
 
+from selattn_lib.evaluation.scores import ious
 from selattn_lib.evaluation.statistics import (
     Difference,
     Interval,
@@ -27,6 +28,7 @@ from selattn_lib.evaluation.statistics import (
     roc,
     statement,
 )
+from selattn_lib.maps.head_maps import HeadMaps
 from selattn_lib.maps.relevance import HeadRelevance
 
 
@@ -114,6 +116,29 @@ def test_the_noise_of_a_ranking_widens_the_interval_until_it_covers():
     np.testing.assert_allclose(mean_interval(of_rankings, values.subject), seeing[7])
     assert paired_difference(of_rankings, np.zeros(20), values.subject)[:3] == pytest.approx(seeing[7])
     assert paired_difference(of_rankings, of_rankings - 0.1, values.subject).low == pytest.approx(0.1)
+
+
+def test_scores_of_resampled_rankings_widen_the_interval_of_the_top_heads_and_not_of_all():
+    """One head sees the object and another half of it; which of them has more votes hangs on the images."""
+    squares = np.zeros((4, 8, 8), bool)
+    squares[:, 2:6, 2:6] = True
+    squares[3, 5] = False
+    half = squares & (np.arange(8) < 4)
+    maps = HeadMaps.from_grids([([0, 1], np.stack([squares, half], 1)[:, None])], ["bear"], (8, 8))
+    maps = maps.with_pictures(np.zeros((4, 8, 8, 3), np.uint8), truth=squares)
+    votes = xr.DataArray([[[9, 5]], [[9, 5]], [[5, 9]]], {"concept": ["Animals"]}, ("image", "concept", "head"))
+    sure = votes.isel(image=[0, 0, 0])
+    sets = [{"top": HeadRelevance.from_counts(v).top_sets("Animals", 1), "all": "all"} for v in (votes, sure)]
+    scores, of_sure = (ious(maps, named, [0.6]).isel(threshold=0) for named in sets)
+    assert scores.dims == ("image", "set", "ranking") and scores.sizes["ranking"] == 51
+    noise = scores.sel(set="top").mean("image")[1:].std(ddof=1)
+    assert 0.15 < noise < 0.3, "0.5 in a quarter of the draws"
+    blind, seeing = (mean_interval(s.sel(set="top")) for s in (of_sure, scores))
+    assert blind.mean == seeing.mean
+    expected = np.hypot(blind.high - blind.mean, student_t.ppf(0.975, 3) * noise)
+    assert seeing.high - seeing.mean == pytest.approx(float(expected))
+    every = scores.sel(set="all")
+    assert mean_interval(every) == pytest.approx(mean_interval(every.isel(ranking=0)))
 
 
 def test_noise_between_two_k_is_interpolated():
