@@ -191,7 +191,7 @@ def own_meaning(ratios: xr.DataArray, own: Mapping[str, str]) -> str:
     sentences = []
     for meaning, name in own.items():
         of_set = {str(s): ratios.sel(heads=s, mask=meaning).values for s in ratios["heads"].values}
-        if (images := int(of_set[name][3])) < 6:
+        if (images := int(np.nan_to_num(of_set[name][3]))) < 6:
             sentences.append(f"{meaning} is in {images or 'no'} picture{'s' * (images > 1)}, too few to tell")
             continue
         means = {s: Interval(*values[:3]) for s, values in of_set.items()}

@@ -196,7 +196,7 @@ def test_what_is_left_of_a_concept():
 def test_the_heads_of_a_meaning_fall_on_it_most_or_not():
     coords = {"heads": ["all", "A", "T"], "mask": ["Animals", "Tools"], "statistic": ["mean", "low", "high", "images"]}
     means = np.array([[1.5, np.nan], [2.0, np.nan], [1.2, np.nan]])[..., None] + [0, -0.1, 0.1, 8]
-    means[..., 3] = 8, 0
+    means[..., 3] = 8, np.nan
     ratios = xr.DataArray(means, coords, ("heads", "mask", "statistic"))
     sentence = answers.own_meaning(ratios, {"Animals": "A", "Tools": "T"})
     assert sentence.startswith("on Animals, the heads for it score highest: A 2.000 [1.900, 2.100], all 1.500")
