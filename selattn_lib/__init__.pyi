@@ -19,7 +19,7 @@ from .evaluation.scores import iou as iou
 from .evaluation.scores import ious as ious
 from .evaluation.scores import log_attention_ratio as log_attention_ratio
 from .evaluation.scores import threshold_free as threshold_free
-from .evaluation.statistics import bootstrap_mean as bootstrap_mean
+from .evaluation.statistics import mean_interval as mean_interval
 from .evaluation.statistics import paired_difference as paired_difference
 from .explorers.aggregation import AggregationExplorer as AggregationExplorer
 from .explorers.diagnosis import DiagnosisExplorer as DiagnosisExplorer

@@ -19,10 +19,11 @@ from .statistics import (
     agreement,
     area_under_roc,
     band,
-    bootstrap_mean,
     direction,
     effect_size,
+    format_correlation,
     format_p,
+    mean_interval,
     paired_difference,
     percentile,
     plateau,
@@ -35,8 +36,8 @@ from .statistics import (
 from .tables import benchmark_table, chance_table, comparison_table
 
 __all__ = ["Difference", "Interval", "agreement", "area_under_roc", "attention_on", "attention_ratio", "band"]
-__all__ += ["benchmark_table", "best_disc", "bootstrap_mean", "centred_disc", "chance_table", "comparison_table"]
-__all__ += ["cross_fitted", "direction", "effect_size", "format_p", "full_frame", "iou", "ious"]
-__all__ += ["log_attention_ratio", "map_correlation", "mean_attention", "oracle_ious", "paired_difference"]
-__all__ += ["percentile", "plateau", "presence", "rank_agreement", "rank_correlation", "roc", "single_ious", "spread"]
-__all__ += ["statement", "threshold_free"]
+__all__ += ["benchmark_table", "best_disc", "centred_disc", "chance_table", "comparison_table", "cross_fitted"]
+__all__ += ["direction", "effect_size", "format_correlation", "format_p", "full_frame", "iou", "ious"]
+__all__ += ["log_attention_ratio", "map_correlation", "mean_attention", "mean_interval", "oracle_ious"]
+__all__ += ["paired_difference", "percentile", "plateau", "presence", "rank_agreement", "rank_correlation", "roc"]
+__all__ += ["single_ious", "spread", "statement", "threshold_free"]

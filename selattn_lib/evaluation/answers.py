@@ -1,6 +1,7 @@
 """Sentences that chapters compute from their numbers, so that they stay true on another model or concept.
 
-Scores are over images and carry the coordinate `subject`, by which intervals and tests draw them.
+Scores are over images and carry the coordinate `subject`, over which intervals and tests are; where they have a
+dimension `ranking`, too, intervals hold the noise of the ranking (`mean_interval`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,16 @@ import numpy as np
 import xarray as xr
 from scipy.stats import binomtest
 
-from .statistics import Difference, Interval, direction, format_p, paired_difference, percentile, statement
+from .statistics import (
+    Difference,
+    Interval,
+    direction,
+    format_correlation,
+    format_p,
+    paired_difference,
+    percentile,
+    statement,
+)
 
 
 def differences(scores: xr.DataArray, first: str, second: str) -> str:
@@ -19,6 +29,33 @@ def differences(scores: xr.DataArray, first: str, second: str) -> str:
         one, other = (scores.sel(set=name, threshold=threshold) for name in (first, second))
         lines.append(f"threshold {threshold}: {first} less {second} = {paired_difference(one, other, scores.subject)}")
     return "\n".join(lines)
+
+
+def verdict(scores: Mapping[str, xr.DataArray], first: str, second: str) -> str:
+    """At which thresholds one set of heads is ahead of another, from benchmark -> scores (image, set, threshold)."""
+    sentences = []
+    for name, of_sets in scores.items():
+        found: dict[str, list[str]] = {}
+        for threshold in of_sets["threshold"].values:
+            one, other = (of_sets.sel(set=s, threshold=threshold) for s in (first, second))
+            what = _verdict(paired_difference(one, other, of_sets.subject), second)
+            found.setdefault(what, []).append(f"{threshold:g}")
+        parts = [f"{what} at {'thresholds' if len(at) > 1 else 'threshold'} {_and(at)}" for what, at in found.items()]
+        sentences.append(f"On the {name} benchmark, {first} {_and(parts)}.")
+    return " ".join(sentences)
+
+
+def _verdict(difference: Difference, other: str) -> str:
+    if difference.none:
+        return f"score the same as {other}"
+    if difference.too_few:
+        return f"have too few words to be compared with {other}"
+    return f"{('show no clear difference to', 'are ahead of', 'are behind')[direction(difference)]} {other}"
+
+
+def _and(names: Sequence[str]) -> str:
+    """A list in words: "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def best_numbers(curves: xr.DataArray) -> str:
@@ -31,6 +68,16 @@ def best_numbers(curves: xr.DataArray) -> str:
     return "\n".join(lines)
 
 
+def best_k(curves: xr.DataArray) -> str:
+    """With how many heads the mean is highest at each threshold, from scores (image, k, threshold)."""
+    mean = curves.mean("image")
+    best = [
+        f"{int(of_one.idxmax('k'))} at threshold {float(of_one.threshold):g} ({float(of_one.max()):.3f})"
+        for of_one in mean.transpose("threshold", "k")
+    ]
+    return f"of {mean.sizes['k']} heads, the mean IoU is highest with {_and(best)}"
+
+
 def optimum(surface: xr.DataArray, plateau: xr.DataArray) -> str:
     """Where the mean of scores (image, k, threshold) is highest, and how far its `plateau` (k, threshold) goes."""
     mean = surface.mean("image")
@@ -40,8 +87,8 @@ def optimum(surface: xr.DataArray, plateau: xr.DataArray) -> str:
     thresholds = plateau.threshold[plateau.sel(k=k)].values
     return (
         f"highest at k = {k}, threshold {threshold} (mean IoU {float(mean.max()):.3f}); at this threshold k from "
-        f"{ks.min()} to {ks.max()} cannot be told from it, and at this k thresholds from {thresholds.min()} to "
-        f"{thresholds.max()}"
+        f"{ks.min()} to {ks.max()}, and at this k thresholds from {thresholds.min()} to {thresholds.max()}, are not "
+        "clearly below it"
     )
 
 
@@ -50,12 +97,14 @@ def concept_heads(
 ) -> str:
     """Whether a concept's top heads are more than random ones: `top` and `every` are scores (image) of these and of all
     heads, the others mean scores (draw) of as many random heads, and of random heads of the same layers."""
-    place, p = percentile(float(top.mean()), random)
-    _, p_layers = percentile(float(top.mean()), same_layers)
+    lead = paired_difference(top, every, top.subject)
+    mean = float(every.mean()) + lead.mean
+    place, p = percentile(mean, random)
+    _, p_layers = percentile(mean, same_layers)
     return (
-        f"{statement(f'the top {heads}', 'all heads', paired_difference(top, every, top.subject))}. "
+        f"{statement(f'the top {heads}', 'all heads', lead)}. "
         f"Among {random.sizes['draw']} draws of {heads} random heads it is at percentile {place:.0f} ({format_p(p)}); "
-        f"against random heads of the same layers it is {float(top.mean() - same_layers.mean()):+.3f} "
+        f"against random heads of the same layers it is {mean - float(same_layers.mean()):+.3f} "
         f"({format_p(p_layers)})."
     )
 
@@ -66,11 +115,10 @@ def ceiling(
     """How much there is to gain: scores (image) of the oracle's heads, of all heads and of a concept's top heads, and
     the rank `correlation`, over heads, of relevance and a head's own score, with its p."""
     gain, lead = (paired_difference(oracle, other, every.subject) for other in (every, top))
-    rho, p = correlation
     return (
         f"{statement(f'the oracle of {heads} heads', 'all heads', gain)}, and "
-        f"{statement('it', f'the top {heads}', lead)}. Relevance and the score of a head's own map have a rank "
-        f"correlation of {rho:+.2f} ({format_p(p)})."
+        f"{statement('it', f'the top {heads}', lead)}. The rank correlation of relevance and the score of a head's own "
+        f"map is {format_correlation(*correlation)}."
     )
 
 
@@ -104,11 +152,13 @@ def beyond(
     heads among those of all concepts, and the rank `correlation` of gain and concentration with its p."""
     better, worse = ([name for name, gain in gains.items() if direction(gain) == sign] for sign in (1, -1))
     first = [name for name, place in places.items() if place == 1]
-    rho, p = correlation
+    few = [name for name, gain in gains.items() if gain.too_few]
+    unknown = f", with too few words to tell for {listed(few)}" if few else ""
+    alike = format_correlation(*correlation) if len(gains) > 4 else f"not known: {len(gains)} concepts are too few"
     return (
         f"of {len(gains)} concepts, the own top {heads} heads beat all heads for {listed(better)} and trail them for "
-        f"{listed(worse)}. The best heads for a concept's words are its own for {listed(first)}. The gain and the "
-        f"concentration of the vector have a rank correlation of {rho:+.2f} ({format_p(p)})."
+        f"{listed(worse)}{unknown}. The best heads for a concept's words are its own for {listed(first)}. The rank "
+        f"correlation of the gain and the concentration of the vector is {alike}."
     )
 
 
@@ -125,6 +175,8 @@ def own_meanings(log_ratios: np.ndarray) -> str:
     if not len(log_ratios):
         return "no picture shows both meanings: nothing can be said of the maps"
     first, second = log_ratios[:, 0], log_ratios[:, 1]
+    if len(first) < 6:  # 2 / 2^5 > 0.05
+        return f"{len(first)} with both meanings {'is' if len(first) == 1 else 'are'} too few pictures to tell"
     ordered, p = share(int((first > second).sum()), len(first))
     right, _ = share(int(((first > 0) & (second < 0)).sum()), len(first))
     return (
@@ -139,20 +191,22 @@ def own_meaning(ratios: xr.DataArray, own: Mapping[str, str]) -> str:
     sentences = []
     for meaning, name in own.items():
         of_set = {str(s): ratios.sel(heads=s, mask=meaning).values for s in ratios["heads"].values}
-        if not np.isfinite(of_set[name][0]):
-            sentences.append(f"{meaning} is in no picture")
+        if (images := int(np.nan_to_num(of_set[name][3]))) < 6:
+            sentences.append(f"{meaning} is in {images or 'no'} picture{'s' * (images > 1)}, too few to tell")
             continue
         means = {s: Interval(*values[:3]) for s, values in of_set.items()}
         others = ", ".join(f"{s} {interval}" for s, interval in means.items() if s != name)
-        lead = "lead" if name == max(means, key=lambda s: means[s].mean) else "do not lead"
-        sentences.append(f"on {meaning}, the heads for it {lead}: {name} {means[name]}, {others}")
+        highest = "score highest" if name == max(means, key=lambda s: means[s].mean) else "do not score highest"
+        sentences.append(f"on {meaning}, the heads for it {highest}: {name} {means[name]}, {others}")
     return "; ".join(sentences)
 
 
 def detector(areas: Mapping[str, Interval]) -> str:
     """Whether the best of some detectors tells, from the areas under their ROC curves."""
-    best = max(areas, key=lambda name: areas[name].mean)
-    tells = "tells misread prompts apart" if areas[best].low > 0.5 else "cannot be told from chance"
+    best = max(areas, key=lambda name: np.nan_to_num(areas[name].mean))
+    if np.isnan(areas[best].mean):
+        return "No word has pictures that were read right and others that were not: no detector can be scored."
+    tells = "tells misread prompts apart" if areas[best].low > 0.5 else "is not clearly better than chance"
     return (
         f"The best of {len(areas)} detectors, {best}, {tells}: area under the ROC curve {areas[best]}. It is the best "
         "on the pictures that it is scored on, so its lead is a little optimistic."
@@ -164,19 +218,20 @@ def generations(
 ) -> str:
     """How many generations a head relevance vector needs, from what two of n generations agree on, (size), and from the
     mean IoU (size, draw), on each benchmark, of the top heads that n generations name."""
-    few, many = int(shared["size"][0]), int(shared["size"][-1])
+    sizes = sorted({int(shared["size"][0]), int(shared["size"][-1])})
     agreements = [
         f"two vectors of {n} generations each share {float(shared.sel(size=n)):.0%} of their top {heads} heads (rank "
         f"correlation {float(correlation.sel(size=n)):.2f})"
-        for n in (few, many)
+        for n in sizes
     ]
-    sentences = [f"Over all concepts, {agreements[0]}, and {agreements[1]}."]
+    sentences = [f"Over all concepts, {', and '.join(agreements)}."]
     for name, ious in scores.items():
-        ends = [f"{float(ious.sel(size=n).mean()):.3f} ± {float(ious.sel(size=n).std()):.3f}" for n in (few, many)]
-        sentences.append(
-            f"On the {name} benchmark the mean IoU of the top {heads} heads is {ends[0]} where {few} generations name "
-            f"them and {ends[1]} where {many} do."
-        )
+        means, deviations = ious.mean("draw"), ious.std("draw")
+        ends = [
+            f"{float(means.sel(size=n)):.3f} ± {float(deviations.sel(size=n)):.3f} where {n} generations name them"
+            for n in sizes
+        ]
+        sentences.append(f"On the {name} benchmark the mean IoU of the top {heads} heads is {_and(ends)}.")
     return " ".join(sentences)
 
 

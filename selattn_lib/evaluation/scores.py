@@ -13,7 +13,7 @@ import xarray as xr
 from sklearn.metrics import average_precision_score
 
 from ..maps.head_maps import HeadMaps
-from .statistics import bootstrap_mean
+from .statistics import mean_interval
 
 THRESHOLDS = (0.3, 0.4, 0.5)  # the paper's
 GRID = tuple(round(0.05 * i, 2) for i in range(1, 20))  # thresholds of a surface
@@ -259,7 +259,7 @@ def attention_on(
         if len(chosen):
             heats = (torch.cat(list(maps.heatmaps(weights, image=int(image), **options))) for image in chosen)
             ratios = np.array([attention_ratio(heat.numpy(), mask[i]) for heat, i in zip(heats, chosen, strict=True)])
-            table[:, column] = [[*bootstrap_mean(of_set), len(chosen)] for of_set in ratios.T]
+            table[:, column] = [[*mean_interval(of_set), len(chosen)] for of_set in ratios.T]
     coords = {"heads": list(heads), "mask": list(masks), "statistic": ["mean", "low", "high", "images"]}
     return xr.DataArray(table, coords, dims=("heads", "mask", "statistic"))
 

@@ -1,6 +1,6 @@
 """Intervals and tests, from scipy and scikit-learn; what is ours is that images of one group count as one draw.
 
-Images that share a group (a prompt, a seed) are alike, so intervals draw whole groups, and tests flip them whole.
+Images that share a group (a prompt, a word) are alike, so a group counts as one draw: in intervals, and in tests.
 """
 
 import warnings
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
-from scipy.stats import bootstrap, permutation_test, rankdata, spearmanr
+from scipy.stats import permutation_test, rankdata, spearmanr, t
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import roc_curve
 
@@ -17,17 +17,17 @@ GREATER: dict[str, Any] = {"vectorized": True, "alternative": "greater"}  # of p
 
 
 class Interval(NamedTuple):
-    """A mean and its 95 % bootstrap interval, printed as `0.780 [0.728, 0.824]`.
+    """A mean and its 95 % interval, printed as `0.780 [0.728, 0.824]`.
 
     Parameters
     ----------
     mean, low, high : float
-        The mean and the ends.
+        The mean and the ends, which are not numbers where there is no interval: with one group only.
 
     Examples
     --------
-    >>> print(Interval(0.78, 0.728, 0.824))
-    0.780 [0.728, 0.824]
+    >>> print(Interval(0.78, 0.728, 0.824), "and", Interval(0.78, np.nan, np.nan))
+    0.780 [0.728, 0.824] and 0.780 (no interval)
     """
 
     mean: float
@@ -35,34 +35,57 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        if np.isnan(self.mean):
+            return "no value"
+        return f"{self.mean:.3f} " + ("(no interval)" if np.isnan(self.low) else f"[{self.low:.3f}, {self.high:.3f}]")
 
 
 class Difference(NamedTuple):
-    """A mean paired difference, its 95 % bootstrap interval, and the two-sided p of a sign-flip test.
+    """A mean paired difference, its 95 % interval, and the two-sided p of a sign-flip test.
 
     It is printed as `+0.050 [+0.031, +0.069], p = 0.003`.
 
     Parameters
     ----------
     mean, low, high : float
-        The mean difference and the ends of its interval.
+        The mean difference and the ends of its interval, as of an `Interval`.
     p : float
         In (0, 1].
+    groups : int, optional
+        Over how many groups; with G of them p cannot be below 2 / 2^G, and where it is this, the text says so.
 
     Examples
     --------
     >>> print(Difference(0.05, 0.031, 0.069, 0.003))
     +0.050 [+0.031, +0.069], p = 0.003
+    >>> print(Difference(0.05, 0.031, 0.069, 2 / 2**10, 10))
+    +0.050 [+0.031, +0.069], p = 0.002 (the lowest possible)
     """
 
     mean: float
     low: float
     high: float
     p: float
+    groups: int | None = None
+
+    @property
+    def none(self) -> bool:
+        """Whether the scores are the same in every group, as those of a set of heads and of itself."""
+        return all(abs(value) < 1e-9 for value in self[:3])
+
+    @property
+    def too_few(self) -> bool:
+        """Whether the groups are so few that p cannot be below 0.05, whatever the scores: five or fewer."""
+        return self.groups is not None and 2 / 2**self.groups >= 0.05
 
     def __str__(self) -> str:
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}], {format_p(self.p)}"
+        if self.none:
+            return "no difference"
+        if np.isnan(self.low):
+            return f"{self.mean:+.3f} (no interval)"
+        lowest = self.groups is not None and 0.001 <= self.p <= 2 / 2**self.groups
+        p = format_p(self.p) + (" (the lowest possible)" if lowest else "")
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}], {p}"
 
 
 def format_p(p: float) -> str:
@@ -85,22 +108,28 @@ def format_p(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def bootstrap_mean(values: Any, groups: Any = None, *, seed: int = 0, draws: int = 2000) -> Interval:
-    """Mean of scores with a 95 % percentile bootstrap interval.
+def mean_interval(values: Any, groups: Any = None) -> Interval:
+    """Mean of scores with a 95 % t interval over groups.
+
+    Images of one group are alike, so that a group's sum counts as one draw (the cluster-robust error of a ratio, for
+    groups of any sizes). With S_g the sum of the n_g values of group g, N = sum_g n_g, and G groups::
+
+        m = sum_g S_g / N,  SE^2 = G / (G - 1) sum_g (S_g - m n_g)^2 / N^2 + V,  interval = m -+ t(0.975, G - 1) SE.
+
+    V is the noise of the ranking of the heads, if it is known: the variance of m over rankings of the same heads that
+    were counted on images drawn anew (`HeadRelevance.orders`).
 
     Parameters
     ----------
-    values : array (image)
-        Finite numbers, such as IoUs.
+    values : array (image), or (image, ranking)
+        Finite numbers, such as IoUs. Of several rankings the first is the one that counts, the others give V.
     groups : array (image), optional
-        What images are alike by, such as their prompt: whole groups are drawn instead of single images.
-    seed, draws : int
-        Of the bootstrap.
+        What images are alike by, such as their prompt; each image by itself by default.
 
     Returns
     -------
     Interval
-        (mean, low, high). With one group only, both ends are the mean.
+        (mean, low, high). With one group only there is no interval: both ends are not a number.
 
     Raises
     ------
@@ -109,28 +138,18 @@ def bootstrap_mean(values: Any, groups: Any = None, *, seed: int = 0, draws: int
 
     Examples
     --------
-    >>> print(bootstrap_mean([0.5, 0.6, 0.7, 0.8], ["bear", "bear", "cat", "cat"]))
-    0.650 [0.550, 0.750]
+    >>> print(mean_interval([0.5, 0.6, 0.7, 0.8], ["bear", "bear", "cat", "dog"]))
+    0.650 [0.314, 0.986]
     """
     values = _checked_values(values)
     sums, sizes = _group_sums(values, groups)
-    mean = float(values.mean())
-    if len(sums) == 1:
-        return Interval(mean, mean, mean)
-
-    def mean_of_drawn(sums: np.ndarray, sizes: np.ndarray, axis: int) -> np.ndarray:
-        return sums.sum(axis=axis) / sizes.sum(axis=axis)
-
-    rng = np.random.default_rng(seed)
-    settings: Any = {"paired": True, "vectorized": True, "method": "percentile"}
-    ends = bootstrap((sums, sizes), mean_of_drawn, n_resamples=draws, rng=rng, **settings).confidence_interval
-    return Interval(mean, float(ends.low), float(ends.high))
+    means = sums.sum(axis=0) / len(values)
+    half = float(_half_widths(sums[:, :1], sizes, means[1:].std(ddof=1) if len(means) > 2 else 0.0)[0])
+    return Interval(float(means[0]), float(means[0]) - half, float(means[0]) + half)
 
 
-def paired_difference(
-    a: Any, b: Any, groups: Any = None, *, seed: int = 0, draws: int = 2000, flips: int = 2**14
-) -> Difference:
-    """Mean of a - b over the same images, with a 95 % bootstrap interval and a two-sided p.
+def paired_difference(a: Any, b: Any, groups: Any = None, *, seed: int = 0, flips: int = 2**14) -> Difference:
+    """Mean of a - b over the same images, with its 95 % interval (`mean_interval`) and a two-sided p.
 
     The test turns the sign of all differences of a group together: p is the share of the sign patterns whose mean is
     at least as far from 0 as the observed one::
@@ -138,23 +157,23 @@ def paired_difference(
         p = #{s in {-1, 1}^G : |sum_g s_g D_g| >= |sum_g D_g|} / 2^G,  D_g the sum of the differences of group g,
 
     over all patterns where there are at most `flips` of them, so that p is exact; else over `flips` random ones, the
-    observed one counted in. With G groups p cannot be below 2 / 2^G.
+    observed one counted in. With G groups p cannot be below 2 / 2^G. A ranking's noise is in the interval, not in p.
 
     Parameters
     ----------
-    a, b : array (image)
-        Finite scores of the same images.
+    a, b : array (image), or (image, ranking)
+        Finite scores of the same images, as for `mean_interval`.
     groups : array (image), optional
         What images are alike by, such as their prompt.
-    seed, draws : int
-        Of the bootstrap.
+    seed : int
+        Of random sign patterns.
     flips : int
         How many sign patterns are looked at, at the most.
 
     Returns
     -------
     Difference
-        (mean, low, high, p).
+        (mean, low, high, p, groups).
 
     Raises
     ------
@@ -168,21 +187,22 @@ def paired_difference(
     0.001953125
     """
     values = _checked_values(a) - _checked_values(b)
-    interval = bootstrap_mean(values, groups, seed=seed, draws=draws)
-    sums, _ = _group_sums(values, groups)
+    interval, (sums, _) = mean_interval(values, groups), _group_sums(values[:, :1], groups)
     if len(sums) == 1:
-        return Difference(*interval, 1.0)
+        return Difference(*interval, 1.0, 1)
 
     def distance(sums: np.ndarray, axis: int) -> np.ndarray:
         return np.abs(sums.sum(axis=axis)).round(12)  # patterns of one mean are equal, whatever the order of the sum
 
     rng = np.random.default_rng([seed, 1])
-    test = permutation_test((sums,), distance, permutation_type="samples", n_resamples=flips, rng=rng, **GREATER)
-    return Difference(*interval, float(test.pvalue))
+    test = permutation_test((sums[:, 0],), distance, permutation_type="samples", n_resamples=flips, rng=rng, **GREATER)
+    return Difference(*interval, float(test.pvalue), len(sums))
 
 
 def effect_size(a: Any, b: Any, groups: Any = None) -> float:
-    """Cohen's d of paired values, d = mean(D) / std(D), with D the mean difference a - b of each group.
+    """Cohen's d on the means of groups, d = mean(D) / std(D), with D the mean difference a - b of each group.
+
+    Means of groups vary less than single images, so that this d is larger than that of images.
 
     Parameters
     ----------
@@ -201,16 +221,14 @@ def effect_size(a: Any, b: Any, groups: Any = None) -> float:
     >>> effect_size([1.0, 3.0], [0.0, 0.0]).__round__(3)
     1.414
     """
-    sums, sizes = _group_sums(_checked_values(a) - _checked_values(b), groups)
-    means = sums / sizes
+    sums, sizes = _group_sums((_checked_values(a) - _checked_values(b))[:, :1], groups)
+    means = sums[:, 0] / sizes
     spread = means.std(ddof=1) if len(means) > 1 else 0
     return float(means.mean() / spread) if spread > 0 else float("nan")
 
 
 def direction(difference: Difference) -> int:
     """1 or -1 where both the 95 % interval leaves out 0 and p is below 0.05, else 0.
-
-    With few groups the interval alone is too narrow.
 
     Parameters
     ----------
@@ -230,7 +248,7 @@ def direction(difference: Difference) -> int:
 
 
 def statement(first: str, second: str, difference: Difference) -> str:
-    """What a paired difference says: that one beats the other, trails it, or cannot be told from it.
+    """What a paired difference says: that one beats the other, trails it, that nothing clear is seen, or cannot be.
 
     Parameters
     ----------
@@ -247,9 +265,16 @@ def statement(first: str, second: str, difference: Difference) -> str:
     --------
     >>> statement("A", "B", Difference(0.05, 0.031, 0.069, 0.003))
     'A beats B (+0.050 [+0.031, +0.069], p = 0.003)'
+    >>> statement("A", "B", Difference(0.05, 0.031, 0.069, 0.25, 3))
+    'there are too few words to compare A with B (+0.050 [+0.031, +0.069], p = 0.250 (the lowest possible))'
     """
-    verb = ("cannot be told from", "beats", "trails")[direction(difference)]
-    return f"{first} {verb} {second} ({difference})"
+    if difference.none:
+        return f"{first} and {second} score the same"
+    if difference.too_few:
+        return f"there are too few words to compare {first} with {second} ({difference})"
+    if sign := direction(difference):
+        return f"{first} {'beats' if sign > 0 else 'trails'} {second} ({difference})"
+    return f"there is no clear difference between {first} and {second} ({difference})"
 
 
 def rank_correlation(first: Any, second: Any, *, seed: int = 0, draws: int = 9999) -> tuple[float, float]:
@@ -283,6 +308,26 @@ def rank_correlation(first: Any, second: Any, *, seed: int = 0, draws: int = 999
     rng = np.random.default_rng(seed)
     test = permutation_test((one,), strength, permutation_type="pairings", n_resamples=draws, rng=rng, **GREATER)
     return float(spearmanr(one, other).statistic), float(test.pvalue)
+
+
+def format_correlation(rho: float, p: float) -> str:
+    """A rank correlation with its p, in words where there is none.
+
+    Parameters
+    ----------
+    rho, p : float
+        As `rank_correlation` gives them.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> format_correlation(0.37, 0.497), format_correlation(np.nan, np.nan)
+    ('+0.37 (p = 0.497)', 'none (all values of one list are equal)')
+    """
+    return "none (all values of one list are equal)" if np.isnan(rho) else f"{rho:+.2f} ({format_p(p)})"
 
 
 def percentile(value: float, draws: Any) -> tuple[float, float]:
@@ -330,15 +375,16 @@ def spread(draws: Any) -> Interval:
     return Interval(float(draws.mean()), *np.quantile(draws, [0.025, 0.975]).tolist())
 
 
-def band(curves: xr.DataArray, *, seed: int = 0, draws: int = 1000) -> np.ndarray:
-    """The mean of curves, with its 95 % bootstrap interval at each k.
+def band(curves: xr.DataArray, redrawn: xr.DataArray | None = None) -> np.ndarray:
+    """The mean of curves, with its 95 % interval at each k.
 
     Parameters
     ----------
     curves : xarray.DataArray (image, k)
-        Scores; whole groups of the coordinate ``subject`` are drawn where there is one.
-    seed, draws : int
-        Of the bootstrap.
+        Scores; the coordinate ``subject``, where there is one, says which images are alike.
+    redrawn : xarray.DataArray (image, ranking, k), optional
+        Scores at some k, from the lowest to the highest, of rankings that were counted on images drawn anew: the
+        spread of their means, interpolated between these k, is the noise of the ranking that `mean_interval` takes.
 
     Returns
     -------
@@ -351,11 +397,19 @@ def band(curves: xr.DataArray, *, seed: int = 0, draws: int = 1000) -> np.ndarra
     [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]
     """
     groups = curves["subject"].values if "subject" in curves.coords else None
-    return np.array([bootstrap_mean(curves.sel(k=k), groups, seed=seed, draws=draws) for k in curves["k"].values])
+    values = curves.transpose("image", "k").values
+    sums, sizes = _group_sums(values, groups)
+    noise: Any = 0.0
+    if redrawn is not None and redrawn.sizes["ranking"] > 2:
+        means = redrawn.mean("image").transpose("k", "ranking")
+        noise = np.interp(curves["k"], means["k"], means.values[:, 1:].std(axis=1, ddof=1))
+    half = _half_widths(sums, sizes, noise)
+    mean = values.mean(axis=0)
+    return np.stack([mean, mean - half, mean + half], axis=1)
 
 
-def plateau(surface: xr.DataArray, groups: Any, *, seed: int = 0, draws: int = 1000) -> xr.DataArray:
-    """Where the mean of a surface cannot be told from its highest.
+def plateau(surface: xr.DataArray, groups: Any) -> xr.DataArray:
+    """Where the mean of a surface is not clearly below its highest.
 
     Parameters
     ----------
@@ -363,29 +417,24 @@ def plateau(surface: xr.DataArray, groups: Any, *, seed: int = 0, draws: int = 1
         Scores.
     groups : array (image)
         What images are alike by.
-    seed, draws : int
-        Of the bootstrap, which draws whole groups.
 
     Returns
     -------
     xarray.DataArray (...) bool
-        True where the 95 % interval of the paired difference to the highest mean reaches 0 or more.
+        True where the 95 % interval of the paired difference to the highest mean reaches 0 or more, as it does
+        everywhere with one group.
 
     Examples
     --------
-    >>> surface = xr.DataArray([[0.5, 0.9], [0.6, 0.5], [0.4, 0.9], [0.5, 0.8]], dims=("image", "k"))
+    >>> surface = xr.DataArray([[0.5, 0.9], [0.6, 0.8], [0.5, 0.9], [0.5, 0.8]], dims=("image", "k"))
     >>> plateau(surface, range(4)).values.tolist()
     [False, True]
     """
     values = surface.transpose("image", ...).values.astype(float)
     cells = values.reshape(len(values), -1)
     differences = cells - cells[:, [cells.mean(axis=0).argmax()]]
-    sums = np.stack([_group_sums(column, groups)[0] for column in differences.T], axis=1)  # (group, cell)
-    _, sizes = _group_sums(cells[:, 0], groups)
-    drawn = np.random.default_rng(seed).integers(len(sizes), size=(draws, len(sizes)))
-    times = np.stack([np.bincount(draw, minlength=len(sizes)) for draw in drawn])  # (draw, group)
-    high = np.quantile(times @ sums / (times @ sizes)[:, None], 0.975, axis=0)
-    return surface.isel(image=0, drop=True).copy(data=(high >= -1e-12).reshape(values.shape[1:])).rename("plateau")
+    low = differences.mean(axis=0) + _half_widths(*_group_sums(differences, groups)) < -1e-12
+    return surface.isel(image=0, drop=True).copy(data=~low.reshape(values.shape[1:])).rename("plateau")
 
 
 def rank_agreement(first: Any, second: Any, top: int = 30) -> tuple[float, float]:
@@ -488,7 +537,7 @@ def roc(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def area_under_roc(scores: Any, labels: Any, strata: Any = None, *, seed: int = 0, draws: int = 2000) -> Interval:
-    """Area under the ROC curve with a 95 % bootstrap interval.
+    """Area under the ROC curve with a 95 % percentile bootstrap interval, for want of a formula with strata.
 
     The area is how often a positive scores above a negative, 0.5 by chance: counted pair by pair, since scikit-learn's
     knows no strata.
@@ -536,10 +585,11 @@ def area_under_roc(scores: Any, labels: Any, strata: Any = None, *, seed: int = 
 
 
 def _checked_values(scores: Any) -> np.ndarray:
+    """(image, ranking) numbers, of one ranking if there is only `image`."""
     values = np.asarray(scores, dtype=float)
-    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+    if values.ndim not in (1, 2) or not values.size or not np.isfinite(values).all():
         raise ValueError(f"scores of shape {values.shape}: expected one finite number an image, not {values!r}")
-    return values
+    return values[:, None] if values.ndim == 1 else values
 
 
 def _checked_labels(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -550,9 +600,22 @@ def _checked_labels(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _group_sums(values: np.ndarray, groups: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(group) sums of values, and numbers of images."""
+    """(group, cell) sums of values (image, cell), and numbers of images (group)."""
     groups = np.arange(len(values)) if groups is None else np.asarray(groups)
-    if groups.shape != values.shape:
+    if groups.shape != (len(values),):
         raise ValueError(f"groups has shape {groups.shape} for {len(values)} images: expected one an image")
-    _, group = np.unique(groups, return_inverse=True)
-    return np.bincount(group, weights=values), np.bincount(group)
+    names, group = np.unique(groups, return_inverse=True)
+    sums = np.zeros((len(names), values.shape[1]))
+    np.add.at(sums, group, values)
+    return sums, np.bincount(group)
+
+
+def _half_widths(sums: np.ndarray, sizes: np.ndarray, noise: Any = 0.0) -> np.ndarray:
+    """(cell) half the width of the t interval of the mean, from the `sums` (group, cell) and `sizes` of groups and the
+    standard deviation that the ranking's `noise` gives the mean; not a number with one group."""
+    n_groups, n_images = len(sizes), sizes.sum()
+    if n_groups == 1:
+        return np.full(sums.shape[1], np.nan)
+    residuals = sums - sums.sum(axis=0) / n_images * sizes[:, None]
+    variance = n_groups / (n_groups - 1) * (residuals**2).sum(axis=0) / n_images**2
+    return t.ppf(0.975, n_groups - 1) * np.sqrt(variance + noise**2)

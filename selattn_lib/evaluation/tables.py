@@ -10,7 +10,7 @@ import xarray as xr
 from ..maps.head_maps import HeadMaps
 from .baselines import best_disc, centred_disc, full_frame
 from .scores import iou
-from .statistics import bootstrap_mean, effect_size, paired_difference, percentile, spread
+from .statistics import effect_size, format_p, mean_interval, paired_difference, percentile, spread
 
 # Mean IoU at thresholds 0.3, 0.4 and 0.5: the paper's Tables 1 to 3, Stable Diffusion v1.4, *Animals*, 100 images.
 PAPER = {
@@ -27,10 +27,10 @@ def benchmark_table(scores: xr.DataArray, maps: HeadMaps, *, paper: bool = True)
 
     Parameters
     ----------
-    scores : xarray.DataArray (image, set, threshold)
-        As `ious` gives them of named sets of heads.
+    scores : xarray.DataArray (image, set, threshold), or (image, set, ranking, threshold)
+        As `ious` gives them of named sets of heads, some of them by several rankings: see `mean_interval`.
     maps : HeadMaps
-        What they were measured on. Intervals draw whole subjects; baselines are the best centred disc and the full
+        What they were measured on. Intervals are over its subjects; baselines are the best centred disc and the full
         frame, on the same masks.
     paper : bool
         Whether the paper's numbers may stand beside: they do for *Animals*, at the paper's thresholds, for sets that
@@ -57,14 +57,14 @@ def benchmark_table(scores: xr.DataArray, maps: HeadMaps, *, paper: bool = True)
     rows: dict[tuple[str, str], list[str]] = {}
     for threshold in scores["threshold"].values.tolist():
         for name in scores["set"].values.tolist():
-            mean = bootstrap_mean(scores.sel(threshold=threshold, set=name), groups)
+            mean = mean_interval(scores.sel(threshold=threshold, set=name), groups)
             theirs = published.get(name, {}).get(threshold)
             rows[f"{threshold:g}", name] = [str(mean), "" if theirs is None else f"{theirs:.4f}"]
     (radius, _), (height, width) = best_disc(truth), truth.shape[1:]
     disc = f"centred disc, radius {radius}"
     masks = {disc: centred_disc(height, width, radius), "full frame": full_frame(height, width)}
     for name, mask in masks.items():
-        rows["any", name] = [str(bootstrap_mean(iou(mask, truth), groups)), ""]
+        rows["any", name] = [str(mean_interval(iou(mask, truth), groups)), ""]
     measured = f"mean IoU [95 %], measured: {maps.model}, {maps.n_images} images"
     index = pd.MultiIndex.from_tuples(rows, names=["threshold", "heads"])
     columns = [measured, "mean IoU in the paper: SD v1.4, 100 images"]
@@ -77,8 +77,8 @@ def comparison_table(scores: xr.DataArray, *, against: str, score: str = "mean I
 
     Parameters
     ----------
-    scores : xarray.DataArray (image, set)
-        With the coordinate ``subject`` along the images: intervals and tests draw whole subjects.
+    scores : xarray.DataArray (image, set), or (image, set, ranking)
+        With the coordinate ``subject`` along the images, over which intervals and tests are.
     against : str
         The set that the others are compared with.
     score : str
@@ -87,26 +87,27 @@ def comparison_table(scores: xr.DataArray, *, against: str, score: str = "mean I
     Returns
     -------
     pandas.DataFrame
-        A row a set: the mean; the difference with its p; Cohen's d; and in how many subjects it is ahead.
+        A row a set: the mean; the difference with its p; Cohen's d on prompt means; and in how many it is ahead.
 
     Examples
     --------
     >>> coords = {"set": ["all", "top"], "subject": ("image", list("abcd"))}
     >>> scores = xr.DataArray([[0.5, 0.6], [0.6, 0.66], [0.7, 0.7], [0.6, 0.8]], coords, ("image", "set"))
     >>> print(*comparison_table(scores, against="all").loc["top"], sep="; ")
-    0.690 [0.625, 0.765]; +0.090 [+0.025, +0.165], p = 0.250; +1.07; 3 of 4
+    0.690 [0.556, 0.824]; +0.090 [-0.044, +0.224], p = 0.250; +1.07; 3 of 4
     """
-    groups, base = scores["subject"].values, scores.sel(set=against).values
+    groups, base = scores["subject"].values, scores.sel(set=against)
     rows = []
     for name in scores["set"].values.tolist():
-        values = scores.sel(set=name).values
-        row = [str(bootstrap_mean(values, groups)), "", "", ""]
+        values = scores.sel(set=name)
+        row = [str(mean_interval(values, groups)), "", "", ""]
         if name != against:
-            size, ahead = effect_size(values, base, groups), pd.Series(values - base).groupby(groups).mean() > 0
+            size, lead = effect_size(values, base, groups), (values - base).values.reshape(len(values), -1)[:, 0]
+            ahead = pd.Series(lead).groupby(groups).mean() > 0
             difference = str(paired_difference(values, base, groups))
             row[1:] = difference, "" if np.isnan(size) else f"{size:+.2f}", f"{ahead.sum()} of {len(ahead)}"
         rows.append(row)
-    columns = [f"{score} [95 %]", f"less {against} [95 %], p", "d", "prompts ahead"]
+    columns = [f"{score} [95 %]", f"less {against} [95 %], p", "Cohen's d on prompt means", "prompts ahead"]
     return pd.DataFrame(rows, index=pd.Index(scores["set"].values, name="heads"), columns=columns)
 
 
@@ -139,6 +140,7 @@ def chance_table(
     rows = []
     for case, scores in scored.items():
         place, p = percentile(float(scores.mean()), drawn[case])
-        rows.append([f"{float(scores.mean()):.3f}", str(spread(drawn[case])), f"{place:.0f}", f"{p:.3f}"])
+        p_text = format_p(p).removeprefix("p = ").removeprefix("p ")
+        rows.append([f"{float(scores.mean()):.3f}", str(spread(drawn[case])), f"{place:.0f}", p_text])
     index = pd.MultiIndex.from_tuples(list(scored), names=names)
     return pd.DataFrame(rows, index=index, columns=[score, "random heads (95 % of draws)", "percentile", "p"])

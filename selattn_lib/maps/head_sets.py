@@ -41,13 +41,14 @@ def head_weights(heads: Any, held: Sequence[int] | np.ndarray) -> xr.DataArray:
     Parameters
     ----------
     heads : "all", sequence of int, mapping, or xarray.DataArray (..., head)
-        One set, as for `head_numbers`; named sets, as a mapping of each name to one; or weights of 0 or more.
+        One set, as for `head_numbers`; weights of 0 or more; or named sets, as a mapping of each name to one or the
+        other, whose dimensions are then broadcast.
     held : sequence of int
         The head numbers that the last dimension stands for, ascending.
 
     Returns
     -------
-    xarray.DataArray (head), (set, head) or (..., head)
+    xarray.DataArray (head), (set, ..., head) or (..., head)
         float32, some weight above 0 in every set.
 
     Raises
@@ -70,8 +71,8 @@ def head_weights(heads: Any, held: Sequence[int] | np.ndarray) -> xr.DataArray:
             raise ValueError("weights: expected numbers of 0 or more, and some head above 0 in every set")
         return heads.astype(np.float32)
     if isinstance(heads, Mapping):
-        rows = [head_weights(selection, held) for selection in heads.values()]
-        return xr.DataArray(np.stack(rows), {"set": list(heads)}, ("set", "head"))
+        rows = xr.broadcast(*(head_weights(selection, held) for selection in heads.values()))
+        return xr.concat(rows, xr.Variable("set", list(heads))).transpose("set", ..., "head")
     weights = np.isin(np.asarray(held), head_numbers(heads, held))
     return xr.DataArray(weights.astype(np.float32), dims="head")
 

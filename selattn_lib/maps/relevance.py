@@ -5,6 +5,7 @@ at random, receives most of its attention. A concept's relevance vector is its s
 """
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 
 from ..concepts import load_concepts
 from ..models.families import UNet
+from .head_sets import first_heads
 
 HEAD_NAME = re.compile(r"(down|mid|up), layer: (\d+), head: (\d+)")
 
@@ -31,6 +33,8 @@ class HeadRelevance:
         The votes, each row scaled to an L1 norm of H, the number of heads; a row without votes is 0.
     counts : xarray.DataArray (concept, head), optional
         The votes themselves, None where only scores are published.
+    votes : xarray.DataArray (image, concept, head), optional
+        The votes of each image, None unless they were counted here: files do not hold them.
 
     Examples
     --------
@@ -42,33 +46,112 @@ class HeadRelevance:
 
     scores: xr.DataArray
     counts: xr.DataArray | None = None
+    votes: xr.DataArray | None = None
 
     @classmethod
     def from_counts(cls, counts: xr.DataArray) -> Self:
         """Scale votes (concept, head), or (image, concept, head) to be summed over images, to scores."""
-        if "image" in counts.dims:
-            counts = counts.sum("image", keep_attrs=True)
+        votes = counts.transpose("image", "concept", "head") if "image" in counts.dims else None
+        counts = counts if votes is None else counts.sum("image", keep_attrs=True)
         counts = counts.transpose("concept", "head")
         total = counts.sum("head")
-        return cls(counts / total.where(total > 0, 1) * counts.sizes["head"], counts)
+        return cls(counts / total.where(total > 0, 1) * counts.sizes["head"], counts, votes)
 
     def ranking(self, concept: str) -> np.ndarray:
         """(head) head numbers, the most relevant first; of equal heads the lower number first.
 
         Raises ValueError if the concept is not known.
         """
+        return np.argsort(-self._row(concept), kind="stable")
+
+    def top(self, concept: str, k: int) -> np.ndarray:
+        """The k most relevant heads, the most relevant first; ValueError unless 1 <= k <= H.
+
+        Of heads with equally many votes the lower number comes first. A UserWarning says so where these are at the edge
+        of the selection (`tie`).
+        """
+        return self._warned(concept, k, "top")[:k]
+
+    def bottom(self, concept: str, k: int) -> np.ndarray:
+        """The k least relevant heads, the least relevant last; ValueError unless 1 <= k <= H.
+
+        Of heads with equally many votes the higher number comes last; with a warning, as of `top`.
+        """
+        return self._warned(concept, k, "bottom")[-k:]
+
+    def tie(self, concept: str, k: int, end: str = "top") -> str:
+        """What head numbers decide in the choice of the `end`, top or bottom, k heads; "" where votes decide it all.
+
+        Examples
+        --------
+        >>> counts = xr.DataArray([[3, 1, 1, 0]], {"concept": ["Animals"]}, ("concept", "head"))
+        >>> HeadRelevance.from_counts(counts).tie("Animals", 2)
+        'Animals, top 2: 1 of 2 heads with equally many votes is taken, the lower number first; k = 1 or 3 avoids this'
+        """
+        ranked = self._row(concept)[self.ranking(concept)][:: 1 if end == "top" else -1]
+        alike = np.flatnonzero(ranked == ranked[self._checked(k) - 1])
+        if alike[-1] < k:
+            return ""
+        n, first, last = k - alike[0], int(alike[0]), int(alike[-1]) + 1
+        rule = f"the {'lower' if end == 'top' else 'higher'} number first"
+        way_out = f"k = {first} or {last} avoids this" if first else f"k = {last} avoids this"
+        taken = f"{n} of {len(alike)} heads with {'equally many' if ranked[alike[0]] else 'no'} votes"
+        return f"{concept}, {end} {k}: {taken} {'is' if n == 1 else 'are'} taken, {rule}; {way_out}"
+
+    def orders(self, concept: str, draws: int = 50, seed: int = 0) -> xr.DataArray:
+        """The ranking, and others that show how far it hangs on the images that it was counted on.
+
+        Parameters
+        ----------
+        concept : str
+            One of the concepts.
+        draws, seed : int
+            How often as many images are drawn from these, with replacement, and ranked by their votes. A draw is of the
+            same images for every concept.
+
+        Returns
+        -------
+        xarray.DataArray (ranking, head)
+            Head numbers, as `first_heads` takes them: first `ranking` itself, then the draws; none without `votes`.
+
+        Examples
+        --------
+        >>> load_hrv("emoji-sd").orders("Animals").shape  # a file holds no votes of single images
+        (1, 128)
+        """
+        orders = [self.ranking(concept)]
+        if self.votes is not None:
+            n_images = self.votes.sizes["image"]
+            times = np.random.default_rng(seed).multinomial(n_images, np.full(n_images, 1 / n_images), size=draws)
+            drawn = times @ self.votes.sel(concept=concept).values.astype(int)
+            orders += list(np.argsort(-drawn, axis=1, kind="stable"))
+        return xr.DataArray(np.stack(orders), dims=("ranking", "head"))
+
+    def top_sets(self, concept: str, k: int) -> xr.DataArray:
+        """(ranking, head) weights of the k most relevant heads by each of the `orders`."""
+        return first_heads(self.orders(concept), [k]).isel(k=0, drop=True)
+
+    def bottom_sets(self, concept: str, k: int) -> xr.DataArray:
+        """(ranking, head) weights of the k least relevant heads by each of the `orders`."""
+        return first_heads(self.orders(concept)[:, ::-1], [k]).isel(k=0, drop=True)
+
+    @property
+    def noise(self) -> str:
+        """What intervals know of the noise of the ranking."""
+        if self.votes is None:
+            return "the head relevance is imported, without its images: intervals leave out the noise of the ranking"
+        return f"intervals hold the noise of the ranking, which was counted on {self.votes.sizes['image']} images"
+
+    def _row(self, concept: str) -> np.ndarray:
         names = self.scores["concept"].values.tolist()
         if concept not in names:
             raise ValueError(f"Concept {concept!r} is not known; these are: {', '.join(names)}")
-        return np.argsort(-self.scores.values[names.index(concept)], kind="stable")
+        return self.scores.values[names.index(concept)]
 
-    def top(self, concept: str, k: int) -> np.ndarray:
-        """The k most relevant heads, the most relevant first; ValueError unless 1 <= k <= H."""
-        return self.ranking(concept)[: self._checked(k)]
-
-    def bottom(self, concept: str, k: int) -> np.ndarray:
-        """The k least relevant heads, the least relevant last; ValueError unless 1 <= k <= H."""
-        return self.ranking(concept)[-self._checked(k) :]
+    def _warned(self, concept: str, k: int, end: str) -> np.ndarray:
+        if tie := self.tie(concept, k, end):
+            warnings.warn(tie, UserWarning, stacklevel=3)
+        return self.ranking(concept)
 
     def _checked(self, k: int) -> int:
         n_heads = self.scores.sizes["head"]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from ..maps.head_maps import HeadMaps
 from ..maps.relevance import HeadRelevance
@@ -51,7 +52,10 @@ class Experiment:
             f"{name}: {maps.n_images} images of {len(np.unique(maps.subjects))} words on {maps.model}"
             for name, maps in self.benchmarks.items()
         ]
-        return "\n".join(lines)
+        ties = [
+            self.relevance.tie(self.concept, k, end) for k in np.atleast_1d(self.heads) for end in ("top", "bottom")
+        ]
+        return "\n".join([*lines, self.relevance.noise, *filter(None, ties)])
 
     @property
     def generated(self) -> HeadMaps:
@@ -70,13 +74,28 @@ class Experiment:
 
     @property
     def top(self) -> np.ndarray:
-        """The `heads` most relevant heads."""
-        return self.relevance.top(self.concept, self.heads)
+        """The `heads` most relevant heads; `str` says where a tie decides."""
+        return self.ranking[: self.heads]
 
     @property
     def bottom(self) -> np.ndarray:
-        """The `heads` least relevant heads."""
-        return self.relevance.bottom(self.concept, self.heads)
+        """The `heads` least relevant heads; `str` says where a tie decides."""
+        return self.ranking[-self.heads :]
+
+    @property
+    def orders(self) -> xr.DataArray:
+        """(ranking, head) the ranking, and those of resampled images: see `HeadRelevance.orders`."""
+        return self.relevance.orders(self.concept)
+
+    @property
+    def top_sets(self) -> xr.DataArray:
+        """(ranking, head) weights of the `heads` most relevant heads by each of the `orders`, for intervals."""
+        return self.relevance.top_sets(self.concept, self.heads)
+
+    @property
+    def bottom_sets(self) -> xr.DataArray:
+        """(ranking, head) weights of the `heads` least relevant heads by each of the `orders`, for intervals."""
+        return self.relevance.bottom_sets(self.concept, self.heads)
 
     @property
     def middle(self) -> float:

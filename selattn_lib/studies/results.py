@@ -69,7 +69,7 @@ def with_device_names(stored: xr.Dataset) -> xr.Dataset:
 
 def head_relevance(stored: xr.Dataset) -> HeadRelevance:
     """The relevance that follows from the stored `counts` (image, concept, head)."""
-    return HeadRelevance.from_counts(stored["counts"].astype(int))
+    return HeadRelevance.from_counts(stored["counts"].astype(int).load())
 
 
 def head_maps(stored: xr.Dataset, description: dict[str, Any]) -> HeadMaps:

@@ -36,8 +36,9 @@ def no_model(monkeypatch, tmp_path):
     def votes_of(study):
         RUN.append(study)
         names = [f"up, layer: 0, head: {head}" for head in range(3)]
-        counts = xr.DataArray([[1, 3, 2]], {"concept": ["Animals"], "head": names}, ("concept", "head"))
-        return HeadRelevance.from_counts(counts)
+        coords = {"concept": ["Animals"], "head": names}
+        votes = xr.DataArray([[[1, 2, 0]], [[0, 1, 2]]], coords, ("image", "concept", "head"))
+        return HeadRelevance.from_counts(votes)
 
     for kind in (Study, KnownTruthStudy, MaskedStudy):
         monkeypatch.setattr(kind, "run", maps_of)
@@ -56,7 +57,19 @@ def test_the_benchmarks_the_relevance_and_the_heads_of_a_chapter():
     assert lines == [
         "generated: 9 images of 3 words on emoji-sd",
         "known truth: 100 images of 10 words on emoji-sd",
+        "intervals hold the noise of the ranking, which was counted on 2 images",
     ]
+    assert experiment.top_sets[0].values.tolist() == [0, 1, 1]
+    assert experiment.bottom_sets[0].values.tolist() == [1, 0, 1]
+    assert {tuple(order) for order in experiment.orders.values.tolist()} == {(1, 2, 0), (1, 0, 2), (2, 1, 0)}
+
+
+def test_a_tie_at_the_edge_is_printed_once_and_not_warned_of(recwarn):
+    votes = xr.DataArray([[5, 5, 1]], {"concept": ["Animals"]}, ("concept", "head"))
+    experiment = room.Experiment({}, HeadRelevance.from_counts(votes), "Animals", [1, 2], [0.4])
+    noise, *ties = str(experiment).splitlines()
+    assert "leave out the noise" in noise and not recwarn.list
+    assert [tie[:16] for tie in ties] == ["Animals, top 1: ", "Animals, bottom "]
 
 
 def test_examples_are_the_first_images_of_some_words():

@@ -29,7 +29,6 @@ def test_ranking_breaks_ties_by_the_lower_head(counts):
     assert hrv.ranking("Animals").tolist() == [0, 3, 1, 2]
     assert hrv.ranking("Things").tolist() == [0, 1, 2, 3]
     assert hrv.top("Animals", 2).tolist() == [0, 3]
-    assert hrv.bottom("Animals", 3).tolist() == [3, 1, 2]
     assert hrv.bottom("Animals", 4).tolist() == hrv.top("Animals", 4).tolist()
 
 
@@ -38,6 +37,46 @@ def test_ties_among_many_heads():
     coords = {"concept": ["Animals"], "head": names}
     counts = xr.DataArray(np.arange(128)[None] // 64, dims=("concept", "head"), coords=coords)
     assert HeadRelevance.from_counts(counts).ranking("Animals").tolist() == [*range(64, 128), *range(64)]
+
+
+def test_a_tie_at_the_edge_is_said(counts):
+    hrv = HeadRelevance.from_counts(counts)  # Animals: 6, 2, 0, 6; Things: none
+    with pytest.warns(UserWarning, match="^Animals, top 1: 1 of 2 heads with equally many votes is taken, the lower"):
+        assert hrv.top("Animals", 1).tolist() == [0]
+    with pytest.warns(UserWarning, match="^Animals, bottom 3: 1 of 2 .* the higher number first; k = 2 or 4 avoids"):
+        assert hrv.bottom("Animals", 3).tolist() == [3, 1, 2]
+    with pytest.warns(UserWarning, match="^Things, top 2: 2 of 4 heads with no votes are taken, .*k = 4 avoids this$"):
+        hrv.top("Things", 2)
+    assert [hrv.tie("Animals", k) != "" for k in (1, 2, 3, 4)] == [True, False, False, False]
+    assert [hrv.tie("Animals", k, "bottom") != "" for k in (1, 2, 3, 4)] == [False, False, True, False]
+
+
+def test_the_embedded_models_ties():
+    hrv = load_hrv("emoji-sd")
+    ties = [k for k in (10, 20, 30, 40) if hrv.tie("Animals", k)]
+    assert (ties, [k for k in (10, 20, 30, 40) if hrv.tie("Animals", k, "bottom")]) == ([40], [10, 20])
+
+
+def test_rankings_of_resampled_images(counts):
+    hrv = HeadRelevance.from_counts(counts)
+    orders = hrv.orders("Animals", draws=200)
+    assert orders.dims == ("ranking", "head") and orders[0].values.tolist() == hrv.ranking("Animals").tolist()
+    # of two images, the first alone (a quarter of the draws), the second alone, and both
+    votes = counts.sel(concept="Animals").values
+    ways = [np.argsort(-v, kind="stable").tolist() for v in (2 * votes[0], 2 * votes[1], votes.sum(axis=0))]
+    assert {tuple(order) for order in orders.values.tolist()} == {tuple(way) for way in ways}
+    np.testing.assert_allclose((orders[1:] == ways[0]).all("head").mean(), 0.25, atol=0.1)
+    tops = hrv.top_sets("Animals", 1)
+    assert tops.dims == ("ranking", "head") and tops[0].values.tolist() == [1, 0, 0, 0]
+    assert (tops.sum("head") == 1).all() and (hrv.bottom_sets("Animals", 1)[0] == [0, 0, 1, 0]).all()
+    assert hrv.noise.endswith("counted on 2 images")
+
+
+def test_without_votes_of_single_images_there_is_one_ranking(counts, tmp_path):
+    HeadRelevance.from_counts(counts).save(tmp_path / "hrv.npz")
+    loaded = HeadRelevance.load(tmp_path / "hrv.npz")
+    assert loaded.orders("Animals").values.tolist() == [[0, 3, 1, 2]]
+    assert "leave out the noise of the ranking" in loaded.noise
 
 
 @pytest.mark.parametrize("k", [0, 5, -1])

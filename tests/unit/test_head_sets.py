@@ -38,6 +38,10 @@ def test_weights_of_heads_that_are_held():
     sets = head_weights({"first": [3], "all": "all"}, [3, 5, 7])
     assert sets.dims == ("set", "head") and sets["set"].values.tolist() == ["first", "all"]
     assert sets.values.tolist() == [[1, 0, 0], [1, 1, 1]]
+    by_ranking = xr.DataArray([[1, 0, 0], [0, 1, 0]], dims=("ranking", "head"))
+    sets = head_weights({"first": by_ranking, "all": "all"}, [3, 5, 7])
+    assert sets.dims == ("set", "ranking", "head")
+    assert sets.values.tolist() == [[[1, 0, 0], [0, 1, 0]], [[1, 1, 1], [1, 1, 1]]]
     given = xr.DataArray([[0.5, 0, 2]], {"kind": ["a"]}, ("kind", "head"))
     assert head_weights(given, [3, 5, 7]).equals(given.astype(np.float32))
     with pytest.raises(ValueError, match="the last to be head, of 3 heads"):

@@ -221,7 +221,7 @@ def test_attention_on_a_mask():
     assert ratios.sel(heads="on it", mask="object").values.tolist() == pytest.approx([8, 8, 8, 3])
     assert ratios.sel(heads="on it", mask="rest").values.tolist() == pytest.approx([0, 0, 0, 4])
     anywhere = ratios.sel(heads="anywhere", mask=["object", "rest"])
-    np.testing.assert_allclose(anywhere.sel(statistic=["mean", "low", "high"]), 1, atol=0.05)
+    np.testing.assert_allclose(anywhere.sel(statistic=["mean", "low", "high"]), 1, atol=0.1)
     assert np.isnan(ratios.sel(mask="nothing")).all()
     everything = attention_on(HeadMaps(dataset), {"on it": [0]}, masks, min_area=0.001).sel(
         heads="on it", mask="object"

@@ -5,18 +5,21 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 import xarray as xr
-from scipy.stats import mannwhitneyu, spearmanr
+from scipy.stats import mannwhitneyu, spearmanr, ttest_1samp
+from scipy.stats import t as student_t
 
+from selattn_lib.evaluation.scores import ious
 from selattn_lib.evaluation.statistics import (
     Difference,
     Interval,
     agreement,
     area_under_roc,
     band,
-    bootstrap_mean,
     direction,
     effect_size,
+    format_correlation,
     format_p,
+    mean_interval,
     paired_difference,
     percentile,
     plateau,
@@ -25,6 +28,7 @@ from selattn_lib.evaluation.statistics import (
     roc,
     statement,
 )
+from selattn_lib.maps.head_maps import HeadMaps
 from selattn_lib.maps.relevance import HeadRelevance
 
 
@@ -44,37 +48,124 @@ def test_p_is_never_printed_as_0():
     ]
 
 
-def test_one_group_has_no_spread():
-    assert bootstrap_mean([0.25, 0.75], ["a", "a"]) == (0.5, 0.5, 0.5)
+def test_p_at_its_lowest_is_said_and_what_cannot_be_known_is_no_number():
+    assert str(Difference(0.05, 0.03, 0.07, 2 / 2**6, 6)).endswith("p = 0.031 (the lowest possible)")
+    assert str(Difference(0.05, 0.03, 0.07, 4 / 2**6, 6)).endswith("p = 0.062")
+    assert str(Difference(0.05, 0.03, 0.07, 2 / 2**14, 14)).endswith("p < 0.001")
+    assert str(Interval(0.78, np.nan, np.nan)) == "0.780 (no interval)"
+    assert str(Interval(np.nan, np.nan, np.nan)) == "no value"
+    assert format_correlation(*rank_correlation([1, 2, 3], [1, 1, 1])) == "none (all values of one list are equal)"
 
 
-def test_the_interval_is_that_of_drawing_groups_by_hand():
+def test_one_group_has_no_interval():
+    mean, low, high = mean_interval([0.25, 0.75], ["a", "a"])
+    assert mean == 0.5 and np.isnan([low, high]).all()
+    alone = paired_difference([0.3, 0.5], [0.1, 0.1], ["a", "a"])
+    assert str(alone) == "+0.300 (no interval)" and direction(alone) == 0
+
+
+def test_the_interval_is_scipys_t_interval_of_equal_groups():
+    values = np.random.default_rng(0).normal(0.7, 0.1, (10, 6))
+    interval = ttest_1samp(values.mean(axis=1), 0).confidence_interval()
+    expected = [values.mean(), interval.low, interval.high]
+    np.testing.assert_allclose(mean_interval(values.ravel(), np.repeat(np.arange(10), 6)), expected)
+    np.testing.assert_allclose(mean_interval(values.mean(axis=1)), expected)
+
+
+def test_groups_of_unequal_size_count_by_their_images():
+    values, groups = np.array([1.0, 2, 3, 6, 5, 1]), np.array(list("abbccc"))
+    residuals = [1 - 3, 5 - 2 * 3, 12 - 3 * 3]  # the mean is 3
+    error = np.sqrt(3 / 2 * np.square(residuals).sum()) / 6
+    expected = 3 + error * student_t.ppf([0.025, 0.975], 2)
+    np.testing.assert_allclose(mean_interval(values, groups), [3, *expected])
+
+
+def simulated(n: int, images: int = 10) -> tuple[xr.DataArray, float]:
+    """(image, k): n experiments on ten prompts that differ, and the true mean."""
     rng = np.random.default_rng(0)
-    values, groups = rng.random(12), np.repeat(list("abcd"), [1, 2, 4, 5])
-    drawn = np.random.default_rng(7).integers(4, size=(500, 4))
-    means = [np.concatenate([values[groups == "abcd"[group]] for group in draw]).mean() for draw in drawn]
-    expected = [values.mean(), *np.quantile(means, [0.025, 0.975])]
-    np.testing.assert_allclose(bootstrap_mean(values, groups, seed=7, draws=500), expected)
+    values = 0.7 + rng.normal(0, 0.1, (10, 1, n)) + rng.normal(0, 0.1, (10, images, n))
+    coords = {"k": np.arange(n), "subject": ("image", np.repeat(np.arange(10), images))}
+    return xr.DataArray(values.reshape(-1, n), coords, ("image", "k")), 0.7
 
 
-def test_bootstrap_interval_of_single_images():
+def coverage(low: np.ndarray, high: np.ndarray, truth: float) -> float:
+    return float(((low < truth) & (truth < high)).mean())
+
+
+def test_the_interval_covers_95_percent_where_a_percentile_bootstrap_covers_89():
+    values, truth = simulated(2000)
+    _, low, high = band(values).T
+    assert 0.935 < coverage(low, high, truth) < 0.965
+    of_prompts = values.groupby("subject").mean().transpose("subject", "k").values
+    drawn = np.random.default_rng(1).multinomial(10, np.full(10, 0.1), size=1000) / 10
+    assert 0.87 < coverage(*np.quantile(drawn @ of_prompts, [0.025, 0.975], axis=0), truth) < 0.91
+
+
+def test_the_noise_of_a_ranking_widens_the_interval_until_it_covers():
+    """Each experiment has a ranking that is off, its scores with it; rankings drawn anew are as far off again."""
+    values, truth = simulated(2000, images=2)
+    rng = np.random.default_rng(2)
+    off = rng.normal(0, 0.05, 2000)
+    redrawn = np.concatenate([off[None], off + rng.normal(0, 0.05, (50, 2000))])
+    redrawn = xr.DataArray(redrawn[None], {"k": values.k}, ("image", "ranking", "k"))
+    blind, seeing = band(values + off), band(values + off, redrawn)
+    assert coverage(*blind.T[1:], truth) < 0.87
+    assert 0.935 < coverage(*seeing.T[1:], truth) < 0.98
+    one = (values + off)[:, 7].values
+    of_rankings = one[:, None] + redrawn.values[0, :, 7] - off[7]
+    np.testing.assert_allclose(mean_interval(of_rankings, values.subject), seeing[7])
+    assert paired_difference(of_rankings, np.zeros(20), values.subject)[:3] == pytest.approx(seeing[7])
+    assert paired_difference(of_rankings, of_rankings - 0.1, values.subject).low == pytest.approx(0.1)
+
+
+def test_scores_of_resampled_rankings_widen_the_interval_of_the_top_heads_and_not_of_all():
+    """One head sees the object and another half of it; which of them has more votes hangs on the images."""
+    squares = np.zeros((4, 8, 8), bool)
+    squares[:, 2:6, 2:6] = True
+    squares[3, 5] = False
+    half = squares & (np.arange(8) < 4)
+    maps = HeadMaps.from_grids([([0, 1], np.stack([squares, half], 1)[:, None])], ["bear"], (8, 8))
+    maps = maps.with_pictures(np.zeros((4, 8, 8, 3), np.uint8), truth=squares)
+    votes = xr.DataArray([[[9, 5]], [[9, 5]], [[5, 9]]], {"concept": ["Animals"]}, ("image", "concept", "head"))
+    sure = votes.isel(image=[0, 0, 0])
+    sets = [{"top": HeadRelevance.from_counts(v).top_sets("Animals", 1), "all": "all"} for v in (votes, sure)]
+    scores, of_sure = (ious(maps, named, [0.6]).isel(threshold=0) for named in sets)
+    assert scores.dims == ("image", "set", "ranking") and scores.sizes["ranking"] == 51
+    noise = scores.sel(set="top").mean("image")[1:].std(ddof=1)
+    assert 0.15 < noise < 0.3, "0.5 in a quarter of the draws"
+    blind, seeing = (mean_interval(s.sel(set="top")) for s in (of_sure, scores))
+    assert blind.mean == seeing.mean
+    expected = np.hypot(blind.high - blind.mean, student_t.ppf(0.975, 3) * noise)
+    assert seeing.high - seeing.mean == pytest.approx(float(expected))
+    every = scores.sel(set="all")
+    assert mean_interval(every) == pytest.approx(mean_interval(every.isel(ranking=0)))
+
+
+def test_noise_between_two_k_is_interpolated():
+    curves = xr.DataArray(np.zeros((4, 3)), {"k": [1, 2, 3]}, ("image", "k"))
+    means = np.array([[0.0, 0], [0.1, 0], [-0.1, 0]])  # at k of 1 and 3
+    redrawn = xr.DataArray(means[None], {"k": [1, 3]}, ("image", "ranking", "k"))
+    high = band(curves, redrawn)[:, 2]
+    np.testing.assert_allclose(high, student_t.ppf(0.975, 3) * np.array([0.1, 0.05, 0]) * np.sqrt(2))
+
+
+def test_the_interval_of_many_single_images_is_the_normal_one():
     values = np.random.default_rng(0).normal(0.7, 0.1, 400)
-    mean, low, high = bootstrap_mean(values)
+    mean, low, high = mean_interval(values)
     assert mean == pytest.approx(values.mean())
     half_width = 1.96 * values.std() / 20
-    assert low == pytest.approx(mean - half_width, abs=2e-3)
-    assert high == pytest.approx(mean + half_width, abs=2e-3)
-    assert bootstrap_mean(values) == bootstrap_mean(values) != bootstrap_mean(values, seed=1)
+    assert low == pytest.approx(mean - half_width, abs=2e-4)
+    assert high == pytest.approx(mean + half_width, abs=2e-4)
 
 
 def test_groups_widen_the_interval():
     rng = np.random.default_rng(0)
     groups = np.repeat([f"photo of a {i}" for i in range(10)], 10)
     values = np.repeat(rng.normal(0.7, 0.1, 10), 10) + rng.normal(0, 0.01, 100)
-    alone, together = bootstrap_mean(values), bootstrap_mean(values, groups)
+    alone, together = mean_interval(values), mean_interval(values, groups)
     assert together.mean == alone.mean
     assert together.high - together.low > 2 * (alone.high - alone.low)
-    constant = bootstrap_mean([0.5] * 6, [1, 1, 1, 2, 2, 3])
+    constant = mean_interval([0.5] * 6, [1, 1, 1, 2, 2, 3])
     assert constant == pytest.approx((0.5, 0.5, 0.5))
 
 
@@ -127,15 +218,15 @@ def test_many_groups_are_flipped_at_random_and_the_observed_pattern_counts():
 
 def test_p_is_uniform_where_nothing_differs():
     rng = np.random.default_rng(0)
-    ps = [paired_difference(rng.normal(0, 1, 20), np.zeros(20), draws=10, flips=200).p for _ in range(200)]
+    ps = [paired_difference(rng.normal(0, 1, 20), np.zeros(20), flips=200).p for _ in range(200)]
     assert 0.02 < np.mean(np.array(ps) < 0.1) < 0.2
 
 
 def test_values_that_make_no_sense():
     with pytest.raises(ValueError, match="one finite number an image"):
-        bootstrap_mean([0.1, np.nan])
+        mean_interval([0.1, np.nan])
     with pytest.raises(ValueError, match="groups has shape"):
-        bootstrap_mean([0.1, 0.2], ["a"])
+        mean_interval([0.1, 0.2], ["a"])
 
 
 def test_a_band_is_the_mean_and_its_interval_at_each_k():
@@ -144,7 +235,7 @@ def test_a_band_is_the_mean_and_its_interval_at_each_k():
     values = np.repeat(rng.random((4, 3)), 5, axis=0) + rng.normal(0, 0.01, (20, 3))
     curves = xr.DataArray(values, dims=("image", "k"), coords={"k": [1, 2, 3], "subject": ("image", subjects)})
     drawn = band(curves)
-    np.testing.assert_allclose(drawn, [bootstrap_mean(values[:, k], subjects, draws=1000) for k in range(3)])
+    np.testing.assert_allclose(drawn, [mean_interval(values[:, k], subjects) for k in range(3)])
     alone = band(curves.drop_vars("subject"))
     np.testing.assert_allclose(alone[:, 0], values.mean(axis=0))
     assert (np.diff(drawn[:, 1:]) > 1.5 * np.diff(alone[:, 1:])).all(), "images of one subject are alike"
@@ -158,7 +249,7 @@ def surface() -> xr.DataArray:
     return xr.DataArray(values, {"k": [10, 20, 30], "threshold": [0.1, 0.2, 0.3]}, ("image", "k", "threshold"))
 
 
-def test_the_plateau_is_what_a_paired_difference_cannot_tell_from_the_highest(surface):
+def test_the_plateau_is_where_a_paired_difference_to_the_highest_reaches_0(surface):
     groups = np.repeat(np.arange(12), 2)
     flat = plateau(surface, groups)
     assert flat.dims == ("k", "threshold")
@@ -169,6 +260,7 @@ def test_the_plateau_is_what_a_paired_difference_cannot_tell_from_the_highest(su
             expected = paired_difference(surface.sel(k=k, threshold=t), highest, groups).high >= 0
             assert bool(flat.sel(k=k, threshold=t)) == expected
     assert flat.values.tolist() == [[False] * 3, [False, True, True], [False] * 3]
+    assert plateau(surface, np.zeros(24)).all(), "one group tells nothing apart"
 
 
 def test_agreement_is_scipys_and_grows_with_the_number_of_images():
@@ -237,9 +329,18 @@ def test_a_statement_follows_the_interval():
         "A beats B (+0.050 [+0.031, +0.069], p = 0.003)"
     )
     assert statement("A", "B", Difference(-0.05, -0.069, -0.031, 0.003)).startswith("A trails B (-0.050")
-    assert statement("A", "B", Difference(0.01, -0.01, 0.03, 0.4)).startswith("A cannot be told from B")
+    assert statement("A", "B", Difference(0.01, -0.01, 0.03, 0.4)).startswith(
+        "there is no clear difference between A and B (+0.010"
+    )
     few_groups = Difference(0.02, 0.01, 0.03, 0.13)
-    assert statement("A", "B", few_groups).startswith("A cannot be told from B") and direction(few_groups) == 0
+    assert direction(few_groups) == 0
+    for groups in (1, 5):
+        unclear = few_groups._replace(groups=groups)
+        assert statement("A", "B", unclear).startswith("there are too few words to compare A with B (+0.020")
+    enough = Difference(0.02, 0.01, 0.03, 2 / 2**6, 6)
+    assert statement("A", "B", enough).startswith("A beats B")
+    same = paired_difference([0.5, 0.6], [0.5, 0.6])
+    assert str(same) == "no difference" and statement("A", "B", same) == "A and B score the same"
 
 
 def test_roc_of_every_threshold():

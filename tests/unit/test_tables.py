@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 
 from selattn_lib.evaluation.baselines import centred_disc
-from selattn_lib.evaluation.statistics import bootstrap_mean, paired_difference
+from selattn_lib.evaluation.statistics import mean_interval, paired_difference
 from selattn_lib.evaluation.tables import benchmark_table, chance_table, comparison_table
 from selattn_lib.maps.head_maps import HeadMaps
 
@@ -16,12 +16,12 @@ def test_comparison_table_is_paired_and_by_group():
     better = base + 0.1 + rng.normal(0, 0.01, 20)
     coords = {"set": ["all", "better", "same"], "subject": ("image", groups)}
     scores = xr.DataArray(np.stack([base, better, base], 1), coords, ("image", "set"))
-    table = comparison_table(scores, against="all")
-    assert table.loc["all"].tolist() == [str(bootstrap_mean(base, groups)), "", "", ""]
+    table, size = comparison_table(scores, against="all"), "Cohen's d on prompt means"
+    assert table.loc["all"].tolist() == [str(mean_interval(base, groups)), "", "", ""]
     assert table.loc["better", "less all [95 %], p"] == str(paired_difference(better, base, groups))
     assert table.loc["better", "less all [95 %], p"].startswith("+0.")
-    assert table.loc["better", "prompts ahead"] == "4 of 4" and float(table.loc["better", "d"]) > 5
-    assert table.loc["same", "d"] == "" and table.loc["same", "prompts ahead"] == "0 of 4"
+    assert table.loc["better", "prompts ahead"] == "4 of 4" and float(table.loc["better", size]) > 5
+    assert table.loc["same"].tolist()[1:] == ["no difference", "", "0 of 4"]
     assert comparison_table(scores, against="all", score="precision").columns[0] == "precision [95 %]"
 
 
@@ -45,7 +45,7 @@ def test_benchmark_table_has_intervals_by_subject_and_baselines(benchmark):
     assert ours == "mean IoU [95 %], measured: emoji-sd, 12 images"
     assert "paper" in theirs and "SD v1.4" in theirs
     for name, threshold in [("top 30 heads", 0.3), ("heads of my own", 0.35)]:
-        interval = bootstrap_mean(scores.sel(set=name, threshold=threshold), study.subjects)
+        interval = mean_interval(scores.sel(set=name, threshold=threshold), study.subjects)
         assert table.loc[(f"{threshold}", name), ours] == str(interval)
     assert table.loc[("any", "centred disc, radius 6"), ours] == "1.000 [1.000, 1.000]"
     share = study.truth(0).mean()

@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 from ...evaluation.scores import iou
-from ...evaluation.statistics import Interval, bootstrap_mean
+from ...evaluation.statistics import Interval, mean_interval
 from ...models.pipelines import EMBEDDED, load_pipeline, model_source
 from ...studies.base import GUIDANCE
 from ...studies.generated import generate
@@ -47,9 +47,9 @@ def segmenter_quality(count: int = 500) -> dict[str, Interval]:
         prediction = Prediction(load_weights(), pictures)
         masks = [prediction.masks([[scene.concepts[i]] for scene in scenes]) for i in range(objects)]
         scores = [iou(masks[i][n], scene.masks[i]) for n, scene in enumerate(scenes) for i in range(objects)]
-        quality[f"{name}, IoU of masks"] = bootstrap_mean(scores)
+        quality[f"{name}, IoU of masks"] = mean_interval(scores)
         outlines = zip((prediction.outline > 0.5).numpy(), scenes, strict=True)
-        quality[f"{name}, IoU of outline"] = bootstrap_mean([iou(outline, s.masks.any(0)) for outline, s in outlines])
+        quality[f"{name}, IoU of outline"] = mean_interval([iou(outline, s.masks.any(0)) for outline, s in outlines])
         numbers = [[CLASSES.index(key) for key in zip(s.concepts, s.words, strict=True)] for s in scenes]
         all_seen = [row[classes].all() for row, classes in zip(prediction.seen(), numbers, strict=True)]
         quality[f"{name}, all found"] = share(all_seen)
@@ -57,7 +57,7 @@ def segmenter_quality(count: int = 500) -> dict[str, Interval]:
             quality[f"{name}, named"] = share(prediction.areas().argmax(1) == np.ravel(numbers))
             small = np.array([not {"tiny", "small"}.isdisjoint(s.caption.split()) for s in scenes])
             if small.any():
-                quality[f"one small object ({small.sum()}), IoU of masks"] = bootstrap_mean(np.compress(small, scores))
+                quality[f"one small object ({small.sum()}), IoU of masks"] = mean_interval(np.compress(small, scores))
     return quality
 
 
