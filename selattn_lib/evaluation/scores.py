@@ -233,7 +233,7 @@ def attention_on(
     maps : HeadMaps
         Of the pictures that the masks are of.
     heads : mapping
-        Name -> heads, as for `ious`.
+        Name -> heads, as for `ious`; by several rankings (ranking, head), the interval holds their noise.
     masks : mapping
         Name -> true masks (image, y, x) bool. Images whose mask is smaller than `min_area` of the picture are left out.
     **options
@@ -252,14 +252,16 @@ def attention_on(
     >>> float(attention_on(maps, {"all heads": "all"}, {"bear": square}).sel(statistic="mean").squeeze())
     4.0
     """
-    weights = maps.weights(heads).values
+    weights = maps.weights(heads)
+    sets = weights.values.reshape(-1, weights.sizes["head"])  # (set and ranking, head)
     table = np.full((len(heads), len(masks), 4), np.nan)
     for column, mask in enumerate(map(np.asarray, masks.values())):
         chosen = np.flatnonzero(mask.mean(axis=(1, 2)) >= min_area)
         if len(chosen):
-            heats = (torch.cat(list(maps.heatmaps(weights, image=int(image), **options))) for image in chosen)
+            heats = (torch.cat(list(maps.heatmaps(sets, image=int(image), **options))) for image in chosen)
             ratios = np.array([attention_ratio(heat.numpy(), mask[i]) for heat, i in zip(heats, chosen, strict=True)])
-            table[:, column] = [[*mean_interval(of_set), len(chosen)] for of_set in ratios.T]
+            by_set = np.split(ratios, len(heads), axis=1)  # each (image, ranking)
+            table[:, column] = [[*mean_interval(of_set), len(chosen)] for of_set in by_set]
     coords = {"heads": list(heads), "mask": list(masks), "statistic": ["mean", "low", "high", "images"]}
     return xr.DataArray(table, coords, dims=("heads", "mask", "statistic"))
 

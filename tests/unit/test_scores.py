@@ -228,6 +228,9 @@ def test_attention_on_a_mask():
     )
     assert everything.sel(statistic="images") == 4
     assert everything.sel(statistic="mean") == pytest.approx((3 * 8 + 64 * 64 / 20) / 4)
+    rankings = xr.DataArray([[1, 0], [1, 0], [0, 1]], dims=("ranking", "head"))  # the last takes the other head
+    mean, low, high, _ = attention_on(HeadMaps(dataset), {"on it": rankings, "all": "all"}, masks)[0, 0].values
+    assert mean == pytest.approx(8) and low < 6 < 10 < high
 
 
 @pytest.fixture
