@@ -22,7 +22,8 @@ class Interval(NamedTuple):
     Parameters
     ----------
     mean, low, high : float
-        The mean and the ends, which are not numbers where there is no interval: with one group only.
+        The mean and the ends, which are not numbers where there is no interval: with one group only. Where all groups
+        are alike, the ends are the mean, and are not printed.
 
     Examples
     --------
@@ -37,7 +38,8 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         if np.isnan(self.mean):
             return "no value"
-        return f"{self.mean:.3f} " + ("(no interval)" if np.isnan(self.low) else f"[{self.low:.3f}, {self.high:.3f}]")
+        known = self.high - self.low > 1e-9  # not with one group, nor where all groups are alike
+        return f"{self.mean:.3f} " + (f"[{self.low:.3f}, {self.high:.3f}]" if known else "(no interval)")
 
 
 class Difference(NamedTuple):
