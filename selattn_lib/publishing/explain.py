@@ -53,15 +53,9 @@ def explain(
     relevance = _relevance(model, heads, hrv)
     k, concept = _choice(relevance, heads, concept, words, model)
     guidance = GUIDANCE.get(model) if guidance is None else guidance
-    settings: dict[str, Any] = {
-        "prompt": prompt,
-        "words": words,
-        "model": model,
-        "heads": k or "all",
-        "concept": concept,
-        "hrv": hrv,
-    }
-    settings |= {"seeds": seeds, "steps": steps, "guidance": guidance, "threshold": threshold}
+    settings: dict[str, Any] = {"prompt": prompt, "words": words, "model": model, "heads": k or "all"}
+    settings |= {"concept": concept, "hrv": hrv, "seeds": seeds, "steps": steps}
+    settings |= {"guidance": guidance, "threshold": threshold}
     with whole_folder(out) as folder:
         pipe = load_pipeline(model)
         segmenter = load_segmenter(EMBEDDED) if model == EMBEDDED else None
