@@ -1,16 +1,19 @@
 """Pictures of one prompt with the maps of its words: what the workbench and `selattn explain` show."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..attention.capture import capture
 from ..maps.head_maps import HeadMaps
+from ..maps.head_sets import HeadSelection
 from ..models.segmenters import MEANINGS, Segmenter
 from ..studies.base import concepts_of
 
@@ -37,12 +40,40 @@ def check_words(words: Iterable[str], prompt: str) -> list[str]:
     return words
 
 
-def usual_concept(words: Sequence[str], model: str, concepts: Sequence[str]) -> str:
-    """The first of `concepts` that one of the words belongs to in the model's own table; *Animals*, or the first of
-    all, if none does."""
+def usual_concepts(words: Sequence[str], model: str, concepts: Sequence[str]) -> list[str]:
+    """All of `concepts`, first those that a word belongs to in the model's own table or by one of its meanings, then
+    *Animals* and *Electronics*, then the others."""
     table = concepts_of(model)
-    owners = [c for word in words for c in concepts if word.lower() in [w.lower() for w in table.get(c, ())]]
-    return next(iter([*owners, *(c for c in concepts if c == "Animals"), *concepts]))
+    own = [
+        concept
+        for word in (word.lower() for word in words)
+        for concept in concepts
+        if word in [member.lower() for member in table.get(concept, ())] or f"{word} ({concept})" in MEANINGS
+    ]
+    usual = [concept for concept in ("Animals", "Electronics") if concept in concepts]
+    return list(dict.fromkeys([*own, *usual, *concepts]))
+
+
+def agreement_ranking(maps: HeadMaps, side: int = 64) -> dict[str, np.ndarray]:
+    """What to rank heads by where no head relevance is known, as the explorers take it: head numbers, first those whose
+    maps are most like the mean map of all heads, by the correlation over pixels, averaged over words and pictures."""
+    likeness = np.zeros(maps.n_heads)
+    for image in range(maps.n_images):
+        for word in range(len(maps.words)):
+            blocks = maps.heatmaps(np.eye(maps.n_heads), image=image, word=word, size=(side, side))
+            each = np.concatenate([block.flatten(1).numpy() for block in blocks])
+            mean = maps.heatmap(word, image=image, size=(side, side)).values.ravel()
+            each, mean = each - each.mean(axis=1, keepdims=True), mean - mean.mean()
+            likeness += each @ mean / np.maximum(np.linalg.norm(each, axis=1) * np.linalg.norm(mean), 1e-12)
+    return {"agreement with all heads": np.argsort(-likeness, kind="stable")}
+
+
+def save_pictures(folder: Path, maps: HeadMaps, chosen: Mapping[str, HeadSelection], threshold: float) -> None:
+    """Write each picture as PNG, and overlay, map and mask of all heads and of the `chosen`, which have names."""
+    for number, picture in enumerate(maps.pictures):
+        Image.fromarray(picture).save(folder / f"{number:03d}-picture.png")
+    for name, heads in {"all": "all", **chosen}.items():
+        maps.save(folder, heads, threshold=threshold, name=re.sub(r"[^\w-]+", "-", name))
 
 
 def draw(

@@ -1,19 +1,16 @@
 """`selattn explain`: from a prompt to pictures, overlays, maps, masks and a page with the explorer, in one folder."""
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from ..explorers.aggregation import AggregationExplorer
-from ..explorers.drawing import check_words, draw, suggestion, usual_concept
+from ..explorers.drawing import agreement_ranking, check_words, draw, save_pictures, suggestion, usual_concepts
 from ..maps.head_maps import HeadMaps
 from ..maps.relevance import HeadRelevance
 from ..models.pipelines import EMBEDDED, load_pipeline
@@ -86,41 +83,22 @@ def _choice(
     if concept and concept not in known:
         raise ValueError(f"--concept {concept!r} has no head relevance here: {suggestion(concept, known)}")
     if heads == "all":
-        return None, concept or (usual_concept(words, model, known) if known else "")
+        return None, concept or (usual_concepts(words, model, known)[0] if known else "")
     most, k = 0 if relevance is None else relevance.scores.sizes["head"], read_literal(heads)
     if not isinstance(k, int) or not 1 <= k <= most:
         raise ValueError(f"--heads {heads}: expected all, or a whole number from 1 to {most}, the heads of {model}")
-    return k, concept or usual_concept(words, model, known)
-
-
-def agreement_order(maps: HeadMaps, side: int = 64) -> np.ndarray:
-    """(head) head numbers: first those whose maps are most like the mean map of all heads, by the correlation over
-    pixels, averaged over words and pictures. What there is to rank by where no relevance is known."""
-    likeness = np.zeros(maps.n_heads)
-    for image in range(maps.n_images):
-        for word in range(len(maps.words)):
-            blocks = maps.heatmaps(np.eye(maps.n_heads), image=image, word=word, size=(side, side))
-            each = np.concatenate([block.flatten(1).numpy() for block in blocks])
-            mean = maps.heatmap(word, image=image, size=(side, side)).values.ravel()
-            each, mean = each - each.mean(axis=1, keepdims=True), mean - mean.mean()
-            likeness += each @ mean / np.maximum(np.linalg.norm(each, axis=1) * np.linalg.norm(mean), 1e-12)
-    return np.argsort(-likeness, kind="stable")
+    return k, concept or usual_concepts(words, model, known)[0]
 
 
 def _write(folder: Path, maps: HeadMaps, relevance: HeadRelevance | None, k: int | None, settings: dict) -> None:
     """Pictures, overlays, maps and masks as PNG, the page, and the settings."""
     concept, threshold = settings["concept"], settings["threshold"]
-    for number, picture in enumerate(maps.pictures):
-        Image.fromarray(picture).save(folder / f"{number:03d}-picture.png")
-    maps.save(folder, "all", threshold=threshold)
-    if relevance is not None and k:
-        name = re.sub(r"[^\w-]+", "-", f"top-{k}-{concept}")
-        maps.save(folder, relevance.top(concept, k), threshold=threshold, name=name)
-    like_all = "agreement with all heads"
+    chosen = {f"top-{k}-{concept}": relevance.top(concept, k)} if relevance is not None and k else {}
+    save_pictures(folder, maps, chosen, threshold)
     explorer = AggregationExplorer(
         maps,
-        {like_all: agreement_order(maps)} if relevance is None else relevance,
-        concept=concept or like_all,
+        agreement_ranking(maps) if relevance is None else relevance,
+        concept=concept or None,
         method="top k" if k else "all heads",
         k=k or min(30, maps.n_heads),
         threshold=threshold,

@@ -10,6 +10,7 @@ from PIL import Image
 
 from selattn_lib import cli
 from selattn_lib.attention.capture import capture
+from selattn_lib.explorers.drawing import agreement_ranking
 from selattn_lib.maps.relevance import load_hrv
 from selattn_lib.publishing import explain
 
@@ -67,7 +68,7 @@ def test_every_head_needs_no_head_relevance_and_some_of_them_do(tmp_path, model,
 
 
 def test_heads_that_agree_with_all_come_first(maps) -> None:
-    order = explain.agreement_order(maps)
+    [order] = agreement_ranking(maps).values()
     mean = np.stack([maps.heatmap(w, image=i, size=(64, 64)).values.ravel() for i in range(2) for w in range(2)])
     own = [
         [maps.heatmap(w, [head], image=i, size=(64, 64)).values.ravel() for i in range(2) for w in range(2)]
