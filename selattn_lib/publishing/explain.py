@@ -81,7 +81,8 @@ def _choice(
     """How many heads, None for all; and whose."""
     known = [] if relevance is None else relevance.scores["concept"].values.tolist()
     if concept and concept not in known:
-        raise ValueError(f"--concept {concept!r} has no head relevance here: {suggestion(concept, known)}")
+        way = suggestion(concept, known) if known else "give some with --hrv, a saved .npz or a published folder"
+        raise ValueError(f"--concept {concept!r} has no head relevance here: {way}")
     if heads == "all":
         return None, concept or (usual_concepts(words, model, known)[0] if known else "")
     most, k = 0 if relevance is None else relevance.scores.sizes["head"], read_literal(heads)
@@ -129,7 +130,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as new:
         yield Path(new)
-        earlier = json.loads(mark.read_text(encoding="utf-8"))["files"] if mark.exists() else []
+        earlier = json.loads(mark.read_text(encoding="utf-8")).get("files", []) if mark.exists() else []
         out.mkdir(exist_ok=True)
         for name in earlier:
             (out / Path(name).name).unlink(missing_ok=True)
