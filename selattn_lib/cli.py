@@ -1,4 +1,4 @@
-"""The command `selattn`: run notebooks, stabilise them, build the book, reproduce the paper on another model."""
+"""The command `selattn`: explain a prompt, run notebooks, build the book, reproduce the paper on another model."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ Workers = Annotated[str | None, typer.Option(help="processes to compute with, or
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point: 0 on success; 1, with one line on standard error, on failure. Wrong options exit with 2."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = repeated(list(sys.argv[1:] if arguments is None else arguments), "--words")
     for at in [i for i, text in enumerate(arguments) if text == "-p"][::-1]:  # typer repeats no option of two values
         arguments[at + 1 : at + 3] = ["=".join(arguments[at + 1 : at + 3])]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is cleared away
@@ -32,6 +32,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"selattn: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def repeated(arguments: list[str], option: str) -> list[str]:
+    """`--words cat dog` as `--words cat --words dog`, for typer, whose options take one value each."""
+    spelled: list[str] = []
+    inside = False
+    for text in arguments:
+        if inside and not text.startswith("-"):
+            spelled += [option] * (spelled[-1] != option) + [text]
+        else:
+            spelled.append(text)
+        inside = text == option or (inside and not text.startswith("-"))
+    return spelled
 
 
 # What takes seconds to import is imported by the command that needs it.
@@ -80,6 +93,38 @@ def book(
     from .publishing.build import build_book
 
     print(build_book(Path.cwd(), notebooks, out, "singlehtml" if one_page else "html", strict).resolve())
+
+
+@app.command()
+def explain(
+    prompt: Annotated[str, typer.Argument(help="what to draw, in quotes")],
+    words: Annotated[list[str], typer.Option(metavar="WORD ...", help="words of the prompt, as they stand in it")],
+    out: Annotated[Path, typer.Option(help="folder of the results: new, empty, or of an earlier run")],
+    model: Annotated[str, typer.Option(help="a name, a hub id, or a local folder")] = "emoji-sd",
+    heads: Annotated[str, typer.Option(help="how many of the most relevant heads to average, or all")] = "30",
+    concept: Annotated[str, typer.Option(help="whose heads; default: that of the first word")] = "",
+    seeds: Annotated[int, typer.Option(help="how many pictures, of seeds 0, 1 ...")] = 1,
+    steps: Annotated[int, typer.Option(help="denoising steps")] = 50,
+    guidance: Annotated[float | None, typer.Option(help="guidance scale; default: the model's own")] = None,
+    threshold: Annotated[float, typer.Option(help="the mask is what lies above it")] = 0.4,
+    hrv: Annotated[str, typer.Option(help="head relevance: an .npz file or a folder of published vectors")] = "",
+) -> None:
+    """From a prompt to its picture, and where its words went in it.
+
+    Writes the picture, overlays, maps and masks as PNG files, and index.html, a page to explore them in any browser.
+    """
+    from .publishing.explain import explain
+
+    words = [word for text in words for word in text.split(",")]
+    options: dict[str, Any] = {
+        "model": model,
+        "heads": heads,
+        "concept": concept,
+        "seeds": seeds,
+        "steps": steps,
+        "hrv": hrv,
+    }
+    print(explain(prompt, words, out, guidance=guidance, threshold=threshold, **options).resolve())
 
 
 def reproduce(**options: Any) -> None:

@@ -7,6 +7,7 @@ bytes. So it is as alive in a published page, where no kernel runs, as it is in 
 
 import html
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
@@ -21,6 +22,7 @@ from ..maps.overlay import data_uri, overlay
 from ..maps.relevance import HeadRelevance
 from ..models.heads import head_table
 from .items import Item, items_of, pack_maps, unpacked
+from .page import page_of
 from .view import THRESHOLDS, ExplorerView
 
 Maps = HeadMaps | Sequence[HeadMaps]
@@ -177,6 +179,26 @@ class Explorer(widgets.VBox):
     def static_html(self) -> HTML:
         """The present state as pictures and numbers in plain HTML, for a page without scripts."""
         raise NotImplementedError
+
+    def save(self, path: str | Path, title: str = "", notes: Sequence[str] = ()) -> Path:
+        """Write the explorer, as it is now set, as one HTML file that needs nothing else: no kernel and no network.
+
+        Parameters
+        ----------
+        path : path
+            Of the file, which is replaced.
+        title : str, optional
+            What stands above it; the word and picture now shown by default.
+        notes : sequence of str
+            Paragraphs below the title.
+
+        Returns
+        -------
+        pathlib.Path
+        """
+        title = title or f"{self.word} {self.view.labels[self.image]}".strip()
+        Path(path).write_text(page_of(self, title, notes), encoding="utf-8")
+        return Path(path)
 
     def strip(self, sets: Mapping[str, HeadSelection]) -> HTML:
         """A strip of figures: the picture, and the map of each named set of heads with its numbers."""

@@ -35,8 +35,8 @@ def items_of(results: Sequence[HeadMaps]) -> tuple[list[str], list[str], list[It
             for number in range(len(maps.words)):
                 word = maps.word(image, number)
                 word = "" if word == "subject" else word
-                if set(truths) & set(maps.words):  # masks named as words belong to these alone
-                    masks = {"truth": truths[word]} if word in truths else {}
+                if set(truths) & set(maps.words):  # masks named as words belong to these alone, if found
+                    masks = {"truth": truths[word]} if word in truths and truths[word].any() else {}
                 else:
                     masks = truths
                 items.setdefault(word, []).append(Item(maps.select(image=[image], word=[number]), picture, masks))

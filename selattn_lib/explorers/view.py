@@ -10,7 +10,15 @@ from ..figures.theme import COLOURS, INK
 from ..maps.overlay import DASH, OUTLINE_DARKNESS, OUTLINE_WIDTHS, OVERLAY_OPACITY, PERIOD, colour_map
 
 JS = Path(__file__).with_name("js")
-SCRIPTS = ("core", "parts", "aggregation", "heads", "diagnosis", "view")  # joined in this order to one ES module
+SCRIPTS = (
+    "core",
+    "parts",
+    "aggregation",
+    "heads",
+    "diagnosis",
+    "share",
+    "view",
+)  # joined in this order to one ES module
 THRESHOLDS = (5, 95)  # the slider's ends, in hundredths, which are its steps
 METHODS = {  # of choosing heads: the order in which one takes them, and what the k first are called
     "top k": ("ranking", "Top {k} heads for {concept}", COLOURS[0]),

@@ -209,7 +209,10 @@ def test_which_heads_see_a_meaning(page: Page, explorers: dict) -> None:
     settled(box)
     first = [f"{LAYERS_OF[head // 8]}, head {head % 8}" for head in explorer.order[:5]]
     said = box.locator(".selattn-status").inner_text()
-    assert said.endswith(f"Heads with most attention on square: {'; '.join(first)} …")
+    assert f"Heads with most attention on square: {'; '.join(first)} … The first is " in said
+    [ratio, last] = (attention_ratio(explorer.heat_of([head]).values, explorer.item.truths["square"])
+                     for head in explorer.order[[0, 11]])  # fmt: skip
+    assert f"The first is {ratio:.2f} × as strong there as elsewhere, the last of the 12 first {last:.2f} ×." in said
     assert pressed(box) == sorted(explorer.heads)
 
 

@@ -146,7 +146,13 @@ export function aggregationView(scene, redraw) {
     return `${lead} (difference ${gain < 0 ? "−" : "+"}${Math.abs(gain).toFixed(3)})`;
   }
 
+  function shownSets() {
+    const [concept, method] = [scene.concepts[get("concept_0")], methods[get("method")]];
+    const heads = chooseHeads(method, get("k"), scene.rankings[concept], scene.randomOrder);
+    return [{ name: titleOf(method, heads.length, concept), heads, heat: scene.heatOf(0, heads) }, scene.everyHead];
+  }
+
   const panels = [picture, chosen, all, curve, grid].map((part) => part.node);
   const lines = [["white", "edge of the mask: heat above the threshold"], ["dashes", "true outline"]];
-  return { panels, lines, settings: ["k", "method", "concept_0"], draw, stop: worker.stop };
+  return { panels, lines, settings: ["k", "method", "concept_0"], draw, shownSets, stop: worker.stop };
 }

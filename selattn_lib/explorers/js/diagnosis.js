@@ -84,6 +84,15 @@ export function diagnosisView(scene) {
     return `${scene.about}, ${get("k")} heads each, threshold ${level.toFixed(2)}. ${pairs.join("; ")}`;
   }
 
+  function shownSets() {
+    const chosen = colours.map((_, i) => {
+      const concept = scene.concepts[get(`concept_${i}`)];
+      const heads = chooseHeads(topK, get("k"), scene.rankings[concept], scene.randomOrder);
+      return { name: titleOf(topK, heads.length, concept), heads, heat: scene.heatOf(i, heads) };
+    });
+    return [...chosen, scene.everyHead];
+  }
+
   /** Another word starts with its own concepts. */
   function onWord() {
     const meanings = get("meanings")[get("word")] ?? [];
@@ -93,5 +102,5 @@ export function diagnosisView(scene) {
   const panels = [picture, ...sets, overlapping, lead, all, grid].map((part) => part.node);
   const lines = [["white", "edge of a mask; a concept's in its colour"], ["dashes", "true outline"]];
   const settings = ["k", ...colours.map((_, i) => `concept_${i}`)];
-  return { panels, lines, settings, draw, onWord };
+  return { panels, lines, settings, draw, shownSets, onWord };
 }

@@ -23,16 +23,22 @@ export function headsView(scene, redraw) {
   const pick = (heads) => scene.set({ picked: [...heads].sort((a, b) => a - b) });
   const grid = tiles();
   const tools = element("div", { class: "selattn-tools", role: "group", "aria-label": "Pick heads" });
+  const steps = rankSteps();
+  let undone = null; // what was picked by hand before k or the ranking moved
 
   function ranking() {
     const index = get("concept_0");
     if (index < concepts.length)
-      return { of: `most relevant to ${concepts[index]}`, order: rankings[concepts[index]] };
+      return { of: `most relevant to ${concepts[index]}`, order: rankings[concepts[index]], reaches: "" };
     const regions = [...new Set(get("items").flatMap((item) => item.regions))];
     const region = regions[index - concepts.length];
-    byAttention[region] ??= descending(ratiosOf(region));
     const name = region === "truth" ? "the object" : region;
-    return { of: `with most attention on ${name}`, order: byAttention[region] };
+    const of = `with most attention on ${name}`;
+    byAttention[region] ??= rankedBy(ratiosOf(region));
+    const { order, ratios } = byAttention[region];
+    const [first, last] = [order[0], order[Math.min(get("k"), nHeads) - 1]].map((head) => ratios[head].toFixed(2));
+    const reached = `The first is ${first} × as strong there as elsewhere, the last of the ${get("k")} first ${last} ×.`;
+    return { of, order, reaches: ` ${reached} This ranking knows the true outline, as no method does.` };
   }
 
   /** (head) how much more of each head's own map falls on a region than elsewhere. */
@@ -41,6 +47,7 @@ export function headsView(scene, redraw) {
     return Array.from({ length: nHeads }, (_, head) => (truth ? attentionRatio(ownHeat(head), truth) : 1));
   }
 
+  const rankedBy = (ratios) => ({ ratios, order: descending(ratios) });
   const ownHeat = (head) => heatmap(scene.shown.heads, [head], scene.height, scene.width);
   const selected = () => get("picked") ?? ranking().order.slice(0, get("k"));
 
@@ -58,7 +65,30 @@ export function headsView(scene, redraw) {
     ];
     for (const { height, width, heads } of get("grids"))
       buttons.push(button(`${height} × ${width}`, `The ${heads.length} heads of this resolution`, () => heads));
+    if (undone) buttons.push(button(`Back to my ${undone.length}`, "The heads that were picked by hand", () => undone));
     tools.replaceChildren("Pick: ", ...buttons);
+  }
+
+  /** Buttons that go through the heads in the order of the ranking. */
+  function rankSteps() {
+    const reading = element("output");
+    const step = (text, label, next) => {
+      const node = element("button", { type: "button", "aria-label": label, title: label }, text);
+      node.addEventListener("click", () => {
+        const { order } = ranking();
+        look(order[Math.min(Math.max(next(order.indexOf(focus)), 0), nHeads - 1)]);
+      });
+      return node;
+    };
+    const node = element("div", { class: "selattn-tools", role: "group", "aria-label": "Look at heads by rank" });
+    node.append(
+      "Look at: ",
+      step("first", "The first head of the ranking", () => 0),
+      step("‹", "The head before it in the ranking", (rank) => rank - 1),
+      step("›", "The head after it in the ranking", (rank) => rank + 1),
+      reading,
+    );
+    return { node, say: (rank) => (reading.textContent = `rank ${rank + 1}: ${nameOf[focus]}`) };
   }
 
   /** The grid: a button a layer, and a button a head with its map on it. Arrow keys move, space picks. */
@@ -66,16 +96,21 @@ export function headsView(scene, redraw) {
     const columns = Math.max(...rows.map((row) => row.heads.length));
     const node = element("div", { class: "selattn-tiles", role: "group", "aria-label": "Heads: a row a layer" });
     node.style.gridTemplateColumns = `auto repeat(${columns}, minmax(0, 1fr))`;
+    for (let x = 0; x < columns; x++) {
+      const number = element("span", { class: "selattn-column", "aria-hidden": "true" }, String(x));
+      number.style.gridColumn = x + 2;
+      node.append(number);
+    }
     rows.forEach(({ label: layer, heads }, y) => {
       const name = element("button", { type: "button", class: "selattn-layer", title: "Pick this layer" }, layer);
       name.addEventListener("click", () => pick(heads));
-      name.style.gridRow = y + 1;
+      name.style.gridRow = y + 2; // below the columns' numbers
       node.append(name);
       heads.forEach((number, x) => {
         const canvas = element("canvas", { "aria-hidden": "true" });
         const label = `${nameOf[number]}, most relevant to ${relevances[number][0].concept}`;
         const cell = element("button", { type: "button", class: "selattn-tile", "aria-label": label, title: label }, canvas);
-        cell.style.gridRow = y + 1;
+        cell.style.gridRow = y + 2;
         cell.style.gridColumn = x + 2;
         cell.addEventListener("click", () => {
           const now = new Set(selected());
@@ -123,7 +158,7 @@ export function headsView(scene, redraw) {
       scene.describe(picture, "Picture", scene.about);
       paintTiles();
     }
-    const { of, order } = ranking();
+    const { of, order, reaches } = ranking();
     const heads = selected();
     const members = new Set(heads);
     focus ??= order[0];
@@ -133,14 +168,15 @@ export function headsView(scene, redraw) {
       cell.tabIndex = number === focus ? 0 : -1;
     });
     fillToolsOnce();
+    steps.say(order.indexOf(focus));
     scene.paintHeat(average, scene.drawnHeatOf(0, heads), level);
     scene.paintAll(all, level);
     scene.paintHeat(own, scene.drawnHeatOf("own", [focus]), level);
     showRelevance();
-    return () => tell(level, of, order, heads);
+    return () => tell(level, of, order, heads, reaches);
   }
 
-  function tell(level, of, order, heads) {
+  function tell(level, of, order, heads, reaches) {
     const measured = scene.measure(scene.heatOf(0, heads), level);
     const title = `Average of the ${heads.length} heads ${get("picked") ? "picked" : of}`;
     scene.describe(average, title, measured.text);
@@ -148,13 +184,15 @@ export function headsView(scene, redraw) {
     describeOwn(level);
     const first = order.slice(0, N_LISTED).map((number) => nameOf[number]);
     const lead = `${title}, threshold ${level.toFixed(2)}: ${measured.text}; all ${nHeads} heads: ${daam.text}.`;
-    return `${lead} Heads ${of}: ${first.join("; ")} …`;
+    const kept = undone && !get("picked") ? ` The ranking took the place of the ${undone.length} that you picked.` : "";
+    return `${lead}${kept} Heads ${of}: ${first.join("; ")} …${reaches}`;
   }
 
   let toolsFor = null;
   function fillToolsOnce() {
-    if (toolsFor === get("k")) return;
-    toolsFor = get("k");
+    const now = `${get("k")} ${undone}`;
+    if (toolsFor === now) return;
+    toolsFor = now;
     fillTools();
   }
 
@@ -192,10 +230,20 @@ export function headsView(scene, redraw) {
     );
   }
 
-  /** A ranking's settings undo what was picked by hand. */
+  /** A ranking's settings take the place of what was picked by hand, which one can go back to. */
   function rankAgain() {
-    if (get("picked")) scene.set({ picked: null });
+    if (get("picked")) {
+      undone = get("picked");
+      scene.set({ picked: null });
+    }
     redraw();
+  }
+
+  function shownSets() {
+    const heads = selected();
+    const name = `${heads.length} heads ${get("picked") ? "picked" : ranking().of}`;
+    const own = { name: nameOf[focus], heads: [focus], heat: scene.heatOf("own", [focus]) };
+    return [{ name, heads, heat: scene.heatOf(0, heads) }, own, scene.everyHead];
   }
 
   fillTools();
@@ -203,8 +251,8 @@ export function headsView(scene, redraw) {
   side.append(...[picture, average, all, own].map((part) => part.node));
   const gridNode = element("figure", { class: "selattn-panel selattn-all-heads" });
   const hint = "Each head’s own map. Click a head to add or remove it, a layer’s name to pick the layer.";
-  gridNode.append(element("div", { class: "selattn-title" }, "The heads"), tools, grid, element("figcaption", {}, hint));
+  gridNode.append(element("div", { class: "selattn-title" }, "The heads"), tools, steps.node, grid, element("figcaption", {}, hint));
   const lines = [["white", "edge of the mask"], ["dashes", "true outline"], ["picked", "head that is picked"]];
   const handlers = { picked: redraw, k: rankAgain, concept_0: rankAgain };
-  return { panels: [gridNode, side], lines, settings: [], handlers, draw };
+  return { panels: [gridNode, side], lines, settings: [], handlers, draw, shownSets };
 }

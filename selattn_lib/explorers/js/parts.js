@@ -89,6 +89,11 @@ export class Scene {
     return (word ? `“${word}”, ` : "") + this.get("labels")[this.get("image")];
   }
 
+  /** The map of all heads, for a table. */
+  get everyHead() {
+    return { name: "all heads (DAAM)", heads: this.randomOrder, heat: this.shown.all };
+  }
+
   /** Decode the item that the menus name; false if they name another by then. */
   async load() {
     const { height, width } = this;

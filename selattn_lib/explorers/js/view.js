@@ -17,7 +17,7 @@ function mount(model, el) {
   const bar = legend(scene.palette, view.lines);
   const body = element("div", { class: `selattn-body selattn-view-${model.get("kind")} selattn-sets-${model.get("n_concepts")}` });
   body.append(...view.panels);
-  el.replaceChildren(status, body, bar.node);
+  el.replaceChildren(status, body, bar.node, shareTools(scene, body, view.shownSets));
 
   // A change of a setting is drawn in one frame; the numbers, which need every pixel, follow at once.
   let frame = null;
@@ -55,7 +55,11 @@ function mount(model, el) {
   for (const [name, handler] of Object.entries(handlers)) model.on(`change:${name}`, handler);
   const naming = setTimeout(() => nameSliders(el.closest(".selattn-explorer") ?? el), 500);
   void load();
+  const follow = () => followLink(scene, location.hash) && el.scrollIntoView({ block: "center" });
+  addEventListener("hashchange", follow);
+  follow();
   return () => {
+    removeEventListener("hashchange", follow);
     view.stop?.();
     clearTimeout(naming);
     clearTimeout(numbers);
