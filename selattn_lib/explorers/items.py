@@ -27,8 +27,6 @@ def items_of(results: Sequence[HeadMaps]) -> tuple[list[str], list[str], list[It
     items: dict[str, list[Item]] = {}
     labels: dict[str, list[str]] = {}
     for maps in results:
-        if wrong := {name: mask.shape for name, mask in maps.truths.items() if mask.shape[1:] != maps.size}:
-            raise ValueError(f"true masks have shapes {wrong}: expected {('any', *maps.size)} (image, y, x)")
         seeds = maps.image_coords.get("seed")
         for image, picture in enumerate(maps.pictures):
             truths = {name: maps.truth(image, name) for name in maps.truths}

@@ -138,7 +138,10 @@ def test_the_table_of_parameters_has_what_most_notebooks_have_and_nothing_that_n
 def test_options_of_reproduce_are_all_in_the_table_with_their_defaults() -> None:
     rows = list(table("Option"))
     fields = ReproduceOptions.model_fields
-    said = {name.strip("`- ").replace("-", "_"): row[2] for row in rows for name in row[0].split(",")}
+    names = [
+        (name.strip("`- ").removeprefix("no-").replace("-", "_"), row[2]) for row in rows for name in row[0].split(",")
+    ]
+    said = dict(names)
     assert set(said) == set(fields) - {"dry_run"}
     assert said["words"] == "10, 10, 50: the paper's" and said["hrv_images"].startswith("2,100")
     assert [fields[name].default for name in ("words", "seeds", "steps")] == [10, 10, 50]
