@@ -4,15 +4,19 @@ from .baselines import best_disc, centred_disc, cross_fitted, full_frame, oracle
 from .scores import (
     attention_on,
     attention_ratio,
+    every_score,
+    head_precisions,
     iou,
     ious,
     log_attention_ratio,
     map_correlation,
     mean_attention,
+    otsu_ious,
     presence,
     single_ious,
     threshold_free,
 )
+from .selection import RULES, compare_rules, concept_gains, consensus_gain, found, head_attention, rule_sets
 from .statistics import (
     Difference,
     Interval,
@@ -35,6 +39,17 @@ from .statistics import (
 from .tables import benchmark_table, chance_table, comparison_table
 
 __all__ = ["Difference", "Interval", "agreement", "area_under_roc", "attention_on", "attention_ratio", "band"]
+__all__ += [
+    "RULES",
+    "compare_rules",
+    "concept_gains",
+    "consensus_gain",
+    "every_score",
+    "found",
+    "head_attention",
+    "head_precisions",
+]
+__all__ += ["otsu_ious", "rule_sets"]
 __all__ += ["benchmark_table", "best_disc", "bootstrap_mean", "centred_disc", "chance_table", "comparison_table"]
 __all__ += ["cross_fitted", "direction", "effect_size", "format_p", "full_frame", "iou", "ious"]
 __all__ += ["log_attention_ratio", "map_correlation", "mean_attention", "oracle_ious", "paired_difference"]

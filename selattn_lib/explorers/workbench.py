@@ -10,10 +10,10 @@ from PIL import Image
 
 from ..attention.capture import capture
 from ..maps.head_maps import HeadMaps
-from ..maps.relevance import HeadRelevance, load_hrv
-from ..models.pipelines import EMBEDDED, load_pipeline
+from ..maps.relevance import SHIPPED, HeadRelevance, load_hrv
+from ..models.pipelines import EMBEDDED, is_embedded, load_pipeline
 from ..models.segmenters import load_segmenter
-from ..studies.base import GUIDANCE
+from ..studies.base import guidance_of
 from .aggregation import AggregationExplorer
 from .base import Explorer
 from .diagnosis import DiagnosisExplorer
@@ -29,10 +29,10 @@ class Workbench(widgets.VBox):
     Parameters
     ----------
     pipe : str or DiffusionPipeline
-        A pipeline, or a name for `load_pipeline`. For "emoji-sd" the shipped segmenter gives each word's true mask,
+        A pipeline, or a name for `load_pipeline`. In the embedded world its segmenter gives each word's true mask,
         where it knows the word.
     relevance : HeadRelevance, optional
-        Of the pipeline's heads; by default that of "emoji-sd" for it.
+        Of the pipeline's heads; by default the shipped one of "emoji-sd" or "emoji-control".
     prompt : str
         What to draw.
     words : str or sequence of str
@@ -45,7 +45,7 @@ class Workbench(widgets.VBox):
     Raises
     ------
     ValueError
-        If no relevance is given and the model is not the shipped one.
+        If no relevance is given and none is shipped for the model.
 
     Examples
     --------
@@ -67,12 +67,12 @@ class Workbench(widgets.VBox):
     ) -> None:
         super().__init__()
         name = pipe if isinstance(pipe, str) else ""
-        if relevance is None and name != EMBEDDED:
+        if relevance is None and name not in SHIPPED:
             raise ValueError(f"relevance is needed for {name or type(pipe).__name__}: see relevance_for or load_hrv")
-        self.relevance = load_hrv(EMBEDDED) if relevance is None else relevance
+        self.relevance = load_hrv(name) if relevance is None else relevance
         self.pipe = load_pipeline(pipe) if isinstance(pipe, str) else pipe
-        self.guidance = GUIDANCE.get(name, 7.5) if guidance is None else guidance
-        self._segmenter = load_segmenter(EMBEDDED) if name == EMBEDDED else None
+        self.guidance = guidance_of(name) if guidance is None else guidance
+        self._segmenter = load_segmenter(EMBEDDED) if is_embedded(name) else None
         wide = {"layout": {"width": "auto"}}
         text = words if isinstance(words, str) else ", ".join(words)
         self.prompt = widgets.Text(prompt, description="Prompt", **wide)
