@@ -214,18 +214,17 @@ def pays_from(gains: Mapping[float, Interval]) -> str:
 
 
 def planted_heads_answer(
-    shares: Interval, own: Mapping[float, Interval], selected: Mapping[float, Interval], *, few: int, heads: int
+    shares: Interval, gains: Mapping[str, Mapping[float, Interval]], order: Interval, *, few: int, n_heads: int
 ) -> str:
     """Whether head relevance finds planted heads, and what selecting pays: the share of them that are among its first
-    `few`; and over the dose, the gain in average precision over all heads of the planted ones themselves (`own`) and
-    of the first `heads` by relevance (`selected`)."""
-    last = max(own)
-    verb = "finds" if shares.low > few / 128 else "does not find"
+    `few` of `n_heads`; for each set of heads, its gain in average precision over all heads at each dose; and the share
+    of scenes with two meanings of a word in which the maps of the meanings' planted heads are in order."""
+    verb = "finds" if shares.low > few / n_heads else "does not find"
+    paid = [f"{name} gain {of[max(of)]}, surely {pays_from(of)}" for name, of in gains.items()]
     return (
         f"Head relevance {verb} them: of the {few} heads planted for a concept, a share of {shares} are among its "
-        f"first {few}, where chance gives {few / 128:.3f}. Averaging the planted heads alone gains {own[last]} in "
-        f"average precision over all heads, and the gain is sure {pays_from(own)}; averaging the first {heads} by "
-        f"relevance gains {selected[last]}, and that is sure {pays_from(selected)}."
+        f"first {few}, where chance gives {few / n_heads:.3f}. In average precision over all heads, {'; '.join(paid)}. "
+        f"The maps of the heads planted for two meanings of a word are in order in a share of {order} of the scenes."
     )
 
 
