@@ -26,6 +26,7 @@ from .explorers.diagnosis import DiagnosisExplorer as DiagnosisExplorer
 from .explorers.heads import HeadExplorer as HeadExplorer
 from .explorers.workbench import Workbench as Workbench
 from .maps.aggregation import normalise as normalise
+from .maps.consensus import consensus as consensus
 from .maps.head_maps import HeadMaps as HeadMaps
 from .maps.head_maps import heatmap as heatmap
 from .maps.head_sets import first_heads as first_heads
@@ -39,6 +40,7 @@ from .studies.generated import DiagnosisStudy as DiagnosisStudy
 from .studies.generated import Study as Study
 from .studies.generated import WeakenedStudy as WeakenedStudy
 from .studies.generated import WindowStudy as WindowStudy
+from .studies.noised import KnownMeaningsStudy as KnownMeaningsStudy
 from .studies.noised import KnownTruthStudy as KnownTruthStudy
 from .studies.noised import MaskedStudy as MaskedStudy
 from .studies.parameters import check_selection as check_selection

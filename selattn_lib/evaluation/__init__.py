@@ -4,15 +4,19 @@ from .baselines import best_disc, centred_disc, cross_fitted, full_frame, oracle
 from .scores import (
     attention_on,
     attention_ratio,
+    every_score,
+    head_precisions,
     iou,
     ious,
     log_attention_ratio,
     map_correlation,
     mean_attention,
+    otsu_ious,
     presence,
     single_ious,
     threshold_free,
 )
+from .selection import RULES, compare_rules, concept_gains, consensus_gain, found, head_attention, rule_sets
 from .statistics import (
     Difference,
     Interval,
@@ -41,3 +45,5 @@ __all__ += ["direction", "effect_size", "format_correlation", "format_p", "full_
 __all__ += ["log_attention_ratio", "map_correlation", "mean_attention", "mean_interval", "oracle_ious"]
 __all__ += ["paired_difference", "percentile", "plateau", "presence", "rank_agreement", "rank_correlation", "roc"]
 __all__ += ["single_ious", "spread", "statement", "threshold_free"]
+__all__ += ["RULES", "compare_rules", "concept_gains", "consensus_gain", "every_score", "found", "head_attention"]
+__all__ += ["head_precisions", "otsu_ious", "rule_sets"]

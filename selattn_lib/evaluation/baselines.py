@@ -153,7 +153,7 @@ def oracle_ious(maps: HeadMaps, single: xr.DataArray, ks: Sequence[int], *, grou
         thresholds = [ious(half, sets.sel(threshold=t, drop=True), [t]) for t in single["threshold"].values]
         return xr.concat(thresholds, "threshold")
 
-    scores = _cross_fit(maps.subjects if groups is None else groups, score)
+    scores = cross_fit(maps.subjects if groups is None else groups, score)
     return scores.transpose("image", "k", "threshold")
 
 
@@ -192,11 +192,11 @@ def cross_fitted(surface: xr.DataArray, groups: Any) -> tuple[xr.DataArray, list
         choices.append({str(dim): mean[dim].values[index].item() for dim, index in best.items()})
         return surface.isel({"image": scored, **best}, drop=True)
 
-    return _cross_fit(groups, score), choices
+    return cross_fit(groups, score), choices
 
 
-def _cross_fit(groups: Any, score: Callable[[np.ndarray, np.ndarray], xr.DataArray]) -> xr.DataArray:
-    """Scores (image, ...) of all images, each half by `score(the other half, this half)`."""
+def cross_fit(groups: Any, score: Callable[[np.ndarray, np.ndarray], xr.DataArray]) -> xr.DataArray:
+    """Scores (image, ...) of all images, each half by `score(the other half, this half)`: see `folds`."""
     halves = folds(groups)
     scores = xr.concat([score(*halves), score(*halves[::-1])], "image")
     return scores.isel(image=np.argsort(np.concatenate(halves[::-1])))

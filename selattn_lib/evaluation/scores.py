@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import xarray as xr
 from sklearn.metrics import average_precision_score
+from torch.nn.functional import adaptive_avg_pool2d
 
 from ..maps.head_maps import HeadMaps
 from .statistics import mean_interval
@@ -177,6 +178,108 @@ def threshold_free(
 
     options = {"word": word, "normalise": normalise}
     return _each_image(maps, heads, score, "score", SCORES, truth, **options).rename("score")
+
+
+def otsu_ious(maps: HeadMaps, heads: Any = "all", *, word: int | str = 0, truth: str = "truth") -> xr.DataArray:
+    """IoU of heat maps, each cut at the threshold that Otsu's method chooses for it, without a true mask.
+
+    Otsu's threshold parts the pixels into two classes whose means lie farthest apart,
+    argmax_t w_0(t) w_1(t) (m_0(t) - m_1(t))^2, over 256 levels.
+
+    Parameters
+    ----------
+    maps, heads, word, truth
+        As for `ious`.
+
+    Returns
+    -------
+    xarray.DataArray (image, ...)
+        In [0, 1].
+
+    Examples
+    --------
+    >>> square = np.zeros((1, 8, 8), bool)
+    >>> square[0, 2:6, 2:6] = True
+    >>> maps = HeadMaps.from_grids([([0], square[:, None, None])], ["bear"], (8, 8))
+    >>> otsu_ious(maps.with_pictures(np.zeros((1, 8, 8, 3), np.uint8), truth=square)).values.tolist()
+    [1.0]
+    """
+
+    def score(heats: torch.Tensor, mask: np.ndarray) -> np.ndarray:
+        return iou((heats > otsu(heats)[:, None, None]).numpy(), np.broadcast_to(mask, heats.shape))[:, None]
+
+    return _each_image(maps, heads, score, "threshold", ["Otsu"], truth, word=word).isel(threshold=0, drop=True)
+
+
+def otsu(heats: torch.Tensor) -> torch.Tensor:
+    """(set) Otsu's threshold of each of some maps (set, y, x) in [0, 1]: see `otsu_ious`."""
+    levels = (heats.flatten(1) * 255).round().long()
+    counts = torch.zeros(len(heats), 256).scatter_add_(1, levels, torch.ones(levels.shape))
+    below, total = counts.cumsum(1), (counts * torch.arange(256)).cumsum(1)
+    above = below[:, -1:] - below
+    gap = total / below.clamp_min(1) - (total[:, -1:] - total) / above.clamp_min(1)
+    return ((below * above * gap**2).argmax(1) + 0.5) / 255
+
+
+def head_precisions(maps: HeadMaps, *, word: int | str = 0, truth: str = "truth") -> xr.DataArray:
+    """Average precision of each head's own map on the finest grid, where a pixel counts as true by the share of it that
+    the true mask covers: as good for ranking heads as the picture's pixels, and a hundred times as fast.
+
+    Parameters
+    ----------
+    maps, word, truth
+        As for `ious`.
+
+    Returns
+    -------
+    xarray.DataArray (image, head)
+        In [0, 1]; not a number where the truth is empty.
+
+    Examples
+    --------
+    >>> maps = HeadMaps.from_grids([([0], np.eye(2)[None, None, None])], ["bear"], (2, 2))
+    >>> maps = maps.with_pictures(np.zeros((1, 2, 2, 3), np.uint8), truth=np.eye(2, dtype=bool)[None])
+    >>> head_precisions(maps).values.tolist()
+    [[1.0]]
+    """
+    finest = max(maps.grids, key=lambda grid: grid[0] * grid[1])
+    single, rows = np.eye(maps.n_heads, dtype=np.float32), []
+    for image in range(maps.n_images):
+        heats = torch.cat(list(maps.heatmaps(single, image=image, word=word, size=finest))).flatten(1)
+        mask = torch.from_numpy(maps.truth(image, truth).astype(np.float32))
+        shares = adaptive_avg_pool2d(mask[None], finest).flatten()[heats.argsort(dim=1, descending=True, stable=True)]
+        precision = shares.cumsum(1) / torch.arange(1, shares.shape[1] + 1)
+        rows.append(((precision * shares).sum(1) / shares.sum(1)).numpy())
+    return xr.DataArray(np.stack(rows), {**maps.image_coords, "head": maps.heads}, ("image", "head"))
+
+
+def every_score(
+    maps: HeadMaps, heads: Any, thresholds: Sequence[float] = THRESHOLDS, *, word: int | str = 0, truth: str = "truth"
+) -> xr.DataArray:
+    """`threshold_free`, `ious` and `otsu_ious` side by side.
+
+    Parameters
+    ----------
+    maps, heads, thresholds, word, truth
+        As for `ious`.
+
+    Returns
+    -------
+    xarray.DataArray (image, ..., score)
+        In [0, 1]: "average precision", "best IoU", "pointing game", "IoU at 0.3" ..., "IoU at Otsu's".
+
+    Examples
+    --------
+    >>> maps = HeadMaps.from_grids([([0], np.eye(2)[None, None, None])], ["bear"], (2, 2))
+    >>> maps = maps.with_pictures(np.zeros((1, 2, 2, 3), np.uint8), truth=np.eye(2, dtype=bool)[None])
+    >>> every_score(maps, "all", [0.5]).values.tolist()
+    [[1.0, 1.0, 1.0, 1.0, 1.0]]
+    """
+    of_maps: dict[str, Any] = {"word": word, "truth": truth}
+    cut = ious(maps, heads, thresholds, **of_maps).rename(threshold="score")
+    free, otsus = threshold_free(maps, heads, **of_maps), otsu_ious(maps, heads, **of_maps)
+    cut = cut.assign_coords(score=[f"IoU at {threshold:g}" for threshold in thresholds])
+    return xr.concat([free, cut, otsus.expand_dims(score=["IoU at Otsu's"], axis=-1)], "score")
 
 
 def _threshold_free(heat: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:

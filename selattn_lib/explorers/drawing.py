@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from ..attention.capture import capture
+from ..maps.consensus import head_features
 from ..maps.head_maps import HeadMaps
 from ..maps.head_sets import HeadSelection
 from ..models.segmenters import MEANINGS, Segmenter
@@ -54,18 +55,12 @@ def usual_concepts(words: Sequence[str], model: str, concepts: Sequence[str]) ->
     return list(dict.fromkeys([*own, *usual, *concepts]))
 
 
-def agreement_ranking(maps: HeadMaps, side: int = 64) -> dict[str, np.ndarray]:
+def agreement_ranking(maps: HeadMaps) -> dict[str, np.ndarray]:
     """What to rank heads by where no head relevance is known, as the explorers take it: head numbers, first those whose
-    maps are most like the mean map of all heads, by the correlation over pixels, averaged over words and pictures."""
-    likeness = np.zeros(maps.n_heads)
-    for image in range(maps.n_images):
-        for word in range(len(maps.words)):
-            blocks = maps.heatmaps(np.eye(maps.n_heads), image=image, word=word, size=(side, side))
-            each = np.concatenate([block.flatten(1).numpy() for block in blocks])
-            mean = maps.heatmap(word, image=image, size=(side, side)).values.ravel()
-            each, mean = each - each.mean(axis=1, keepdims=True), mean - mean.mean()
-            likeness += each @ mean / np.maximum(np.linalg.norm(each, axis=1) * np.linalg.norm(mean), 1e-12)
-    return {"agreement with all heads": np.argsort(-likeness, kind="stable")}
+    maps agree most with the mean map of all heads (`selattn_lib.maps.consensus`), averaged over words and pictures."""
+    agreement = [head_features(maps, word).sel(feature="consensus").mean("image") for word in range(len(maps.words))]
+    order = np.argsort(-np.mean(agreement, axis=0).round(9), kind="stable")
+    return {"agreement with all heads": maps.heads[order]}
 
 
 def save_pictures(folder: Path, maps: HeadMaps, chosen: Mapping[str, HeadSelection], threshold: float) -> None:

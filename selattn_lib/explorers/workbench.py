@@ -12,10 +12,10 @@ import ipywidgets as widgets
 import xarray as xr
 
 from ..maps.head_maps import HeadMaps
-from ..maps.relevance import HeadRelevance
-from ..models.pipelines import EMBEDDED, HUB, load_pipeline
+from ..maps.relevance import SHIPPED, HeadRelevance
+from ..models.pipelines import CONTROL, EMBEDDED, HUB, is_embedded, load_pipeline
 from ..models.segmenters import Segmenter, load_segmenter
-from ..studies.base import GUIDANCE, concepts_of
+from ..studies.base import concepts_of, guidance_of
 from ..studies.relevance import relevance_for
 from .aggregation import AggregationExplorer
 from .base import Explorer
@@ -33,11 +33,11 @@ class Workbench(widgets.VBox):
     Parameters
     ----------
     pipe : str or DiffusionPipeline
-        A pipeline, or a name for `load_pipeline`. For "emoji-sd" the shipped segmenter gives each word's true mask,
+        A pipeline, or a name for `load_pipeline`. In the embedded world its segmenter gives each word's true mask,
         where it knows the word, and a list below the form says which words the model knows.
     relevance : HeadRelevance, optional
-        Of the pipeline's heads; by default that of "emoji-sd" for it. Where none is known, heads are ranked by how much
-        their maps agree with the mean map of all.
+        Of the pipeline's heads; by default the shipped one of "emoji-sd" or "emoji-control". Where none is known, heads
+        are ranked by how much their maps agree with the mean map of all.
     prompt : str
         What to draw.
     words : str or sequence of str
@@ -73,7 +73,10 @@ class Workbench(widgets.VBox):
         self.words = widgets.Text(text, description="Words", **wide)
         self.seed = widgets.IntText(seed, description="Seed", **wide)
         self.steps = widgets.BoundedIntText(steps, 1, 1000, description="Steps", **wide)
-        models, own = [EMBEDDED, *HUB], "a name, owner/model or a folder" if name else "the pipeline that was given"
+        models, own = (
+            [EMBEDDED, CONTROL, *HUB],
+            "a name, owner/model or a folder" if name else "the pipeline that was given",
+        )
         self.model = widgets.Combobox(value=name, options=models, placeholder=own, description="Model", **wide)
         self.hrv = widgets.Text(placeholder="relevance: .npz or folder", description="HRV", **wide)
         self.button = widgets.Button(description="Draw and explain", button_style="primary")
@@ -102,20 +105,21 @@ class Workbench(widgets.VBox):
         asked = model, hrv = self.model.value.strip(), self.hrv.value.strip()
         if asked == self._loaded:
             return
-        if relevance is None and (hrv or model == EMBEDDED):
-            relevance = relevance_for(model, hrv or EMBEDDED)
+        if relevance is None and (hrv or model in SHIPPED):
+            relevance = relevance_for(model, hrv or model)
         if model != self._loaded[0]:
             self.pipe = load_pipeline(model)
         self.relevance, self._loaded, self.explorers = relevance, asked, []
-        self._segmenter = load_segmenter(EMBEDDED) if model == EMBEDDED else None
+        self._segmenter = load_segmenter(EMBEDDED) if is_embedded(model) else None
         rows = [f"<b>{concept}</b>: {', '.join(words)}" for concept, words in concepts_of(EMBEDDED).items()]
         listed = f"<details><summary>The words that {EMBEDDED} knows</summary>{'<br>'.join(rows)}</details>"
-        self.known.value = listed if model == EMBEDDED else ""
+        self.known.value = listed if is_embedded(model) else ""
 
     @property
     def guidance(self) -> float | None:
         """The guidance scale that is drawn with; None for the pipeline's own."""
-        return GUIDANCE.get(self._loaded[0]) if self._guidance is None else self._guidance
+        usual = guidance_of(self._loaded[0]) if is_embedded(self._loaded[0]) else None
+        return usual if self._guidance is None else self._guidance
 
     def draw(self) -> HeadMaps:
         """Generate the picture, show it in every explorer, and return its maps.

@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,9 +18,12 @@ import xarray as xr
 from scipy.cluster.hierarchy import leaves_list, linkage
 
 from ..concepts import load_concepts
+from ..emoji.control import PLANTED
 from ..models.families import UNet
+from ..models.pipelines import CONTROL, EMBEDDED
 from .head_sets import first_heads
 
+SHIPPED = {EMBEDDED: PLANTED.parent / "hrv.npz", CONTROL: PLANTED / "hrv.npz"}
 HEAD_NAME = re.compile(r"(down|mid|up), layer: (\d+), head: (\d+)")
 
 
@@ -219,7 +223,7 @@ def load_hrv(model_or_path: str | Path) -> HeadRelevance:
     Parameters
     ----------
     model_or_path : str or path
-        "emoji-sd" for the embedded model's, or a path as for `HeadRelevance.load`.
+        "emoji-sd" or "emoji-control" for an embedded model's, or a path as for `HeadRelevance.load`.
 
     Returns
     -------
@@ -236,9 +240,7 @@ def load_hrv(model_or_path: str | Path) -> HeadRelevance:
     >>> load_hrv("emoji-sd").top("Animals", 30).shape
     (30,)
     """
-    if str(model_or_path) == "emoji-sd":
-        return HeadRelevance.load(Path(__file__).parents[1] / "emoji" / "hrv.npz")
-    return HeadRelevance.load(model_or_path)
+    return HeadRelevance.load(SHIPPED.get(str(model_or_path), model_or_path))
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -303,6 +305,32 @@ def concentration(relevance: HeadRelevance, k: int = 30) -> xr.DataArray:
     """
     scores = np.sort(relevance.scores.transpose("concept", "head").values, axis=1)
     return relevance.scores["concept"].copy(data=scores[:, -k:].sum(axis=1) / scores.sum(axis=1)).rename("share")
+
+
+def overlap(relevance: HeadRelevance, k: int = 30) -> float:
+    """How much the concepts share their heads: the share of their top k heads that two of them have in common, mean
+    over all pairs.
+
+    Parameters
+    ----------
+    relevance : HeadRelevance
+        Of two concepts or more.
+    k : int
+        From 1 to H.
+
+    Returns
+    -------
+    float
+        In [0, 1]; k / H is to be expected of vectors that have nothing to do with each other.
+
+    Examples
+    --------
+    >>> scores = xr.DataArray([[0.0, 3.0, 1.0], [1.0, 3.0, 0.0]], {"concept": ["a", "b"]}, ("concept", "head"))
+    >>> overlap(HeadRelevance(scores), k=2)
+    0.5
+    """
+    tops = [set(relevance.top(str(name), k).tolist()) for name in relevance.scores["concept"].values]
+    return float(np.mean([len(one & other) / k for one, other in combinations(tops, 2)]))
 
 
 def relevance_orders(

@@ -7,7 +7,15 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "heads": ["cross_attention_heads", "head_table"],
-        "pipelines": ["load_pipeline", "model_source", "pick_device", "unet_layout"],
+        "pipelines": [
+            "at_dose",
+            "dose_of",
+            "is_embedded",
+            "load_pipeline",
+            "model_source",
+            "pick_device",
+            "unet_layout",
+        ],
         "segmenters": ["load_segmenter"],
     },
 )

@@ -19,6 +19,7 @@ import transformers
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from huggingface_hub.errors import GatedRepoError
 
+from ..emoji.control import add_control
 from .families import FAMILIES
 
 HUB = {
@@ -30,7 +31,7 @@ HUB = {
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
-EMBEDDED = "emoji-sd"
+EMBEDDED, CONTROL = "emoji-sd", "emoji-control"
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -73,7 +74,8 @@ def load_pipeline(
     Parameters
     ----------
     name : str or path
-        "emoji-sd" (shipped, needs no network), "sd14", "sd15", "sd21", "sdxl", a Hugging Face hub id "owner/model", or
+        "emoji-sd" or "emoji-control" (shipped, need no network; "emoji-control@0.5" is half-way from the one to the
+        other, see `dose_of`), "sd14", "sd15", "sd21", "sdxl", a Hugging Face hub id "owner/model", or
         a local folder; of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, or FLUX.1.
     device : str, optional
         See `pick_device`.
@@ -120,6 +122,8 @@ def load_pipeline(
     with explaining_load_errors(str(name), source):
         check_shards(source)
         pipe = within(WEIGHTS_LIMIT, DiffusionPipeline.from_pretrained, source, use_safetensors=True, **settings)
+    if dose := dose_of(name):
+        add_control(pipe.unet, dose)
     pipe.set_progress_bar_config(disable=True)
     if offload:
         pipe.enable_model_cpu_offload(device=device)
@@ -250,7 +254,7 @@ def model_source(name: str | Path) -> str:
     >>> model_source("sd14")
     'CompVis/stable-diffusion-v1-4'
     """
-    if name == EMBEDDED:
+    if is_embedded(name):
         return str(files("selattn_lib.emoji") / "weights")
     if str(name) in HUB:
         return HUB[str(name)]
@@ -261,9 +265,83 @@ def model_source(name: str | Path) -> str:
     if HUB_ID.fullmatch(str(name)) and ".." not in str(name):
         return str(name)
     raise ValueError(
-        f"no model {str(name)!r}: expected {EMBEDDED}, {', '.join(HUB)}, a hub id such as owner/model, or the path of "
-        "a folder that exists"
+        f"no model {str(name)!r}: expected {EMBEDDED}, {CONTROL}, {', '.join(HUB)}, a hub id such as owner/model, or "
+        "the path of a folder that exists"
     )
+
+
+def dose_of(name: str | Path) -> float | None:
+    """How much of what was planted an embedded model has: between `emoji-sd` and `emoji-control`, on a line through
+    their weights.
+
+    Parameters
+    ----------
+    name : str or path
+        As for `load_pipeline`.
+
+    Returns
+    -------
+    float or None
+        0 for "emoji-sd", 1 for "emoji-control", x for "emoji-control@x"; None for any other model.
+
+    Raises
+    ------
+    ValueError
+        On a dose that is no number from 0 to 1.
+
+    Examples
+    --------
+    >>> [dose_of(name) for name in ("emoji-sd", "emoji-control@0.25", "emoji-control", "sd14")]
+    [0.0, 0.25, 1.0, None]
+    """
+    model, _, dose = str(name).partition("@")
+    if model == EMBEDDED and not dose:
+        return 0.0
+    if model != CONTROL:
+        return None
+    if not re.fullmatch(r"|0(\.\d+)?|1(\.0+)?", dose):
+        raise ValueError(f"model {str(name)!r}: expected a dose from 0 to 1 after the @, such as {CONTROL}@0.5")
+    return float(dose or 1)
+
+
+def is_embedded(name: str | Path) -> bool:
+    """Whether a model is of the embedded world: `emoji-sd`, `emoji-control`, or in between.
+
+    Parameters
+    ----------
+    name : str or path
+        As for `load_pipeline`.
+
+    Returns
+    -------
+    bool
+
+    Examples
+    --------
+    >>> is_embedded("emoji-control@0.5"), is_embedded("sd14")
+    (True, False)
+    """
+    return dose_of(name) is not None
+
+
+def at_dose(dose: float) -> str:
+    """The name of the embedded model with so much of what was planted: the inverse of `dose_of`.
+
+    Parameters
+    ----------
+    dose : float
+        From 0 to 1.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> [at_dose(dose) for dose in (0, 0.5, 1)]
+    ['emoji-sd', 'emoji-control@0.5', 'emoji-control']
+    """
+    return EMBEDDED if dose == 0 else CONTROL if dose == 1 else f"{CONTROL}@{dose:g}"
 
 
 def pick_device(device: str | None = None) -> str:

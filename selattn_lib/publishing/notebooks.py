@@ -56,6 +56,8 @@ def fingerprint(notebook: Path, parameters: Mapping[str, Any]) -> str:
     the format of stored studies. What a change of the library does to outputs is found by replaying them."""
     cells = [(cell.cell_type, cell.source) for cell in read(notebook).cells]
     decisive = [cells, dict(parameters), FORMAT, digest_of_model(LIBRARY)]
+    if any("planted_heads" in source or "emoji-control" in source for _, source in cells):
+        decisive.append(digest_of_control(LIBRARY))
     return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -64,6 +66,11 @@ def digest_of_model(library: Path) -> str:
     """Hash of the files of the library that decide what the embedded model draws, whatever line ends text has."""
     paths = {path for pattern in DECISIVE for path in library.glob(pattern) if path.suffix not in (".md", ".py")}
     return files_digest((path for path in paths if path.is_file()), library)
+
+
+def digest_of_control(library: Path) -> str:
+    """Hash of what makes `emoji-control` of the embedded model, which matters to chapters that speak of it."""
+    return files_digest((library / "emoji" / "planted").iterdir(), library)
 
 
 def is_current(executed: Path, mark: str) -> bool:

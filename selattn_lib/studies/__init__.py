@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "base": ["concepts_of", "runs_folder"],
         "experiment": ["Experiment", "run_benchmarks"],
         "generated": ["DiagnosisStudy", "Study", "WeakenedStudy", "WindowStudy", "generate"],
-        "noised": ["KnownTruthStudy", "MaskedStudy"],
+        "noised": ["KnownMeaningsStudy", "KnownTruthStudy", "MaskedStudy"],
         "parameters": ["check_selection", "read_list"],
         "relevance": ["RelevanceStudy", "relevance_for"],
         "results": ["load"],

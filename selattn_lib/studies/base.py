@@ -22,15 +22,29 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tqdm import tqdm
 
 from ..concepts import benchmark_words, check_concept, load_concepts
+from ..emoji.control import DELTA
 from ..maps.head_maps import HeadMaps
-from ..models.pipelines import DEVICES, DTYPES, EMBEDDED, default_dtype, load_pipeline, model_source, pick_device
+from ..models.pipelines import (
+    DEVICES,
+    DTYPES,
+    EMBEDDED,
+    default_dtype,
+    dose_of,
+    is_embedded,
+    load_pipeline,
+    model_source,
+    pick_device,
+)
 from . import runner
 from .digests import model_digest
 from .parameters import read_list
 from .results import head_maps, with_device_names
 from .store import FORMAT
 
-GUIDANCE = {EMBEDDED: 3.0}  # where the paper's 7.5 oversaturates the pictures
+
+def guidance_of(model: str) -> float:
+    """The usual guidance scale of a model: the paper's 7.5, but 3 in the embedded world, where that oversaturates."""
+    return 3.0 if is_embedded(model) else 7.5
 
 
 def runs_folder() -> Path:
@@ -57,7 +71,7 @@ def concepts_of(model: str, concepts: str | Path | Mapping[str, Any] = "") -> di
     model : str
         As for `load_pipeline`.
     concepts : str, path or mapping
-        As for `load_concepts`; if empty, the embedded world's own for the embedded model, else the paper's.
+        As for `load_concepts`; if empty, the embedded world's own for its models, else the paper's.
 
     Returns
     -------
@@ -71,7 +85,7 @@ def concepts_of(model: str, concepts: str | Path | Mapping[str, Any] = "") -> di
     >>> concepts_of("sd14", {"Pets": ["dog", "cat"]})
     {'Pets': ['dog', 'cat']}
     """
-    return load_concepts(concepts or (EMBEDDED if model == EMBEDDED else "paper"))
+    return load_concepts(concepts or (EMBEDDED if is_embedded(model) else "paper"))
 
 
 class StudyBase(BaseModel):
@@ -104,14 +118,14 @@ class StudyBase(BaseModel):
         model = str(fields.get("model", EMBEDDED))
         source = Path(model_source(model))
         if source.is_dir():  # local weights may change under one name
-            revision = model_digest(source)
+            revision = model_digest(source, *[DELTA] * bool(dose_of(model)))
             if fields.get("revision", "") not in ("", revision):
                 raise ValueError(f"revision {fields['revision']!r}: the model in {source} is of revision {revision}")
             fields = {**fields, "revision": revision}
         if not fields.get("dtype"):
             fields = {**fields, "dtype": default_dtype(model, pick_device(), fields.get("revision") or None)}
         if "guidance" in cls.model_fields and fields.get("guidance") is None:
-            fields = {**fields, "guidance": GUIDANCE.get(model, 7.5)}
+            fields = {**fields, "guidance": guidance_of(model)}
         if "concepts" in cls.model_fields:
             fields = {**fields, "concepts": concepts_of(model, fields.get("concepts") or "")}
         return fields

@@ -21,12 +21,13 @@ def files_digest(paths: Iterable[Path], root: Path) -> str:
     return digest.hexdigest()
 
 
-def model_digest(folder: Path) -> str:
-    """12 hexadecimal digits for all that a pipeline in a folder draws by: weights, configurations, tokenizers."""
+def model_digest(folder: Path, *more: Path) -> str:
+    """12 hexadecimal digits for all that a pipeline in a folder draws by: weights, configurations, tokenizers;
+    and for `more` files."""
     index = model_index(folder)
     parts = [name for name, loaded_by in index.items() if isinstance(loaded_by, list | tuple) and name not in UNUSED]
     files = [path for part in parts for path in (folder / part).glob("*") if path.suffix in READ]
-    return files_digest([folder / "model_index.json", *files], folder)[:12]
+    return files_digest([folder / "model_index.json", *files, *more], folder)[:12]
 
 
 def folder_digest(folder: Path) -> str:

@@ -9,7 +9,7 @@ import xarray as xr
 
 from ..maps.head_maps import HeadMaps
 from ..maps.relevance import HeadRelevance
-from ..models.pipelines import EMBEDDED
+from ..models.pipelines import is_embedded
 from .generated import Study
 from .noised import KnownTruthStudy, MaskedStudy
 from .parameters import check_selection
@@ -143,7 +143,7 @@ def run_benchmarks(study: Study, *, scenes: int = 100, masks: str = "", pictures
 def _benchmark_studies(study: Study, scenes: int, masks: str, pictures: str) -> dict[str, Any]:
     settings: dict[str, Any] = {"model": study.model, "dtype": study.dtype, "batch": study.batch}
     studies: dict[str, Any] = {"generated": study}
-    if study.model == EMBEDDED:
+    if is_embedded(study.model):
         scene: dict[str, Any] = {"concept": study.concept, "concepts": study.concepts, "scenes": scenes}
         studies["known truth"] = KnownTruthStudy(**scene, **settings)
     if masks:

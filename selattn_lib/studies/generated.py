@@ -15,7 +15,7 @@ from ..attention.capture import capture
 from ..attention.scaling import scaled_heads
 from ..concepts import check_concept
 from ..models.heads import cross_attention_heads
-from ..models.pipelines import EMBEDDED, model_source, pick_device, unet_layout
+from ..models.pipelines import EMBEDDED, is_embedded, model_source, pick_device, unet_layout
 from ..models.segmenters import MEANINGS, Segmenter, check_instances, check_segmenter, load_segmenter, looked_for
 from .base import ConceptStudy, HeadMapStudy, check_template, pixels_variable, stored_precision
 from .digests import folder_digest
@@ -47,7 +47,7 @@ class GeneratedStudy(HeadMapStudy):
     @model_validator(mode="before")
     @classmethod
     def _fill_segmenter(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        default = EMBEDDED if fields.get("model", EMBEDDED) == EMBEDDED else "grounded-sam"
+        default = EMBEDDED if is_embedded(fields.get("model", EMBEDDED)) else "grounded-sam"
         segmenter = check_segmenter(fields.get("segmenter") or default)
         check_instances(fields.get("instances", "all"), segmenter)
         return {**fields, "segmenter": segmenter}
@@ -283,7 +283,7 @@ class DiagnosisStudy(GeneratedStudy):
             fields.get(name, cls.model_fields[name].default) for name in ("word", "meanings", "looked_for")
         )
         meanings, looked_for = read_list("meanings", meanings), read_list("looked_for", looked_for)
-        default = EMBEDDED if fields.get("model", EMBEDDED) == EMBEDDED else ""
+        default = EMBEDDED if is_embedded(fields.get("model", EMBEDDED)) else ""
         usual = [phrase_for(word, meaning, fields.get("segmenter") or default) for meaning in meanings]
         return {**fields, "meanings": meanings, "looked_for": looked_for or usual}
 

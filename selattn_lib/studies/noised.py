@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import AfterValidator, Field, model_validator
 
 from ..attention.capture import capture
-from ..emoji.scenes import HELD_OUT, compose
+from ..emoji.scenes import AMBIGUOUS, HELD_OUT, compose
 from .annotations import centred_square, open_picture, read_masks
 from .base import ConceptStudy, HeadMapStudy, check_template, pixels_variable, stored_precision
 from .digests import file_digest, files_digest
@@ -33,8 +33,13 @@ class NoisedStudy(HeadMapStudy):
     seed: int = 0
 
     def examples(self, units: Sequence[int]) -> list[tuple[Image.Image, np.ndarray]]:
-        """(picture, mask (y, x) bool) of some units, all of one size."""
+        """(picture, mask (y, x) bool, or masks (mask, y, x) by the names of `masks`) of some units, all of one size."""
         raise NotImplementedError
+
+    @property
+    def masks(self) -> list[str]:
+        """Names of the true masks of a picture, where it has several."""
+        return []
 
     def noise_seed(self, unit: int) -> int:
         """What a unit's noise is drawn by."""
@@ -55,7 +60,11 @@ class NoisedStudy(HeadMapStudy):
             dataset = dataset.isel(image=order)
         results = stored_precision(dataset.coarsen(image=len(self.timesteps)).mean())
         results["image_rgb"] = pixels_variable(pictures)
-        results["truth"] = ("image", "y", "x"), np.stack(masks)
+        truths = np.stack(masks)
+        if not self.masks:
+            results["truth"] = ("image", "y", "x"), truths
+        for number, name in enumerate(self.masks):
+            results[f"truth_{name}"] = ("image", "y", "x"), truths[:, number]
         return results
 
 
@@ -140,6 +149,48 @@ class KnownTruthStudy(NoisedStudy, ConceptStudy):
             draws = np.random.default_rng([HELD_OUT, self.seed, number])
             scenes.append(compose(draws, [(self.concept, every[number]["subject"])], every[number]["prompt"]))
         return [(Image.fromarray(scene.image), scene.masks[0]) for scene in scenes]
+
+
+class KnownMeaningsStudy(NoisedStudy):
+    """Composed scenes that show both meanings of an ambiguous word, with exact masks, without sampling; for the
+    embedded world. Like `KnownTruthStudy`, but the results hold `truth_{meaning}` (image, y, x) bool.
+
+    Parameters
+    ----------
+    word : str
+        "mouse", "bat", "chicken" or "glasses".
+    scenes : int
+        How many, 1 or more.
+    timesteps, seed, **settings
+        As for `KnownTruthStudy`.
+
+    Examples
+    --------
+    >>> KnownMeaningsStudy(scenes=2).masks
+    ['Animals', 'Electronics']
+    """
+
+    word: Literal["mouse", "bat", "chicken", "glasses"] = "mouse"
+    scenes: int = Field(default=20, ge=1)
+
+    def units(self) -> list[dict[str, Any]]:
+        caption = AMBIGUOUS[self.word].caption
+        return [{"prompt": caption, "subject": self.word, "seed": number} for number in range(self.scenes)]
+
+    @property
+    def masks(self) -> list[str]:
+        return list(AMBIGUOUS[self.word].concepts)
+
+    def examples(self, units: Sequence[int]) -> list[tuple[Image.Image, np.ndarray]]:
+        planted, examples = AMBIGUOUS[self.word], []
+        for number in units:
+            draws = np.random.default_rng([HELD_OUT, self.seed, number])
+            companion = planted.companions[draws.integers(len(planted.companions))]
+            cast = [*((meaning, self.word) for meaning in planted.concepts), companion]
+            order = draws.permutation(len(cast))
+            scene = compose(draws, [cast[i] for i in order], planted.caption)
+            examples.append((Image.fromarray(scene.image), scene.masks[np.argsort(order)[:2]]))
+        return examples
 
 
 class MaskedPicture(NamedTuple):

@@ -10,11 +10,10 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from selattn_lib.emoji.control import add_control, planted_heads
 from selattn_lib.emoji.recipe.control import (
     attention_loss,
     batches,
-    load_control,
-    load_planted,
     plant,
     planted_attention,
     save_control,
@@ -76,7 +75,7 @@ def test_batches_say_where_objects_are_and_which_tokens_name_them() -> None:
 
 
 @pytest.fixture(scope="module")
-def mice(shared_pipe: StableDiffusionPipeline) -> SimpleNamespace:
+def mice(shared_pipe: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A tiny model trained on one picture of two mice, of concepts 0 and 1: the left half is bright, the right dark."""
     unet = copy.deepcopy(shared_pipe.unet)
     planted = plant(unet, ["Animals", "Electronics"], seed=0)
@@ -88,8 +87,32 @@ def mice(shared_pipe: StableDiffusionPipeline) -> SimpleNamespace:
     batch = {"latents": latents, "ids": ids, "masks": masks, "names": names}
     batch["concepts"] = torch.tensor([[0, 1, -1]] * 6)
     encoder = shared_pipe.text_encoder
-    train_control(unet, encoder, repeat(batch), planted, steps=25, peak=0.05, weight=1.0, rates=RATES)
-    return SimpleNamespace(unet=unet, base=shared_pipe.unet, encoder=encoder, planted=planted, batch=batch)
+    path = tmp_path_factory.mktemp("control") / "control.pt"
+    settings = {"steps": 30, "peak": 0.05, "weight": 1.0, "rates": RATES}
+    train_control(unet, encoder, repeat(batch), planted, path, **settings)
+    case = {"base": shared_pipe.unet, "encoder": encoder, "planted": planted, "batch": batch}
+    return SimpleNamespace(unet=unet, path=path, settings=settings, **case)
+
+
+def test_training_that_was_stopped_goes_on_from_its_checkpoint(
+    mice: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selattn_lib.emoji.recipe.training.SAVED_EVERY", 0)
+
+    def scenes(count: int) -> Iterator[dict[str, torch.Tensor]]:
+        for number in range(count):
+            yield {**mice.batch, "latents": mice.batch["latents"] * (1 + number / 9)}
+        raise KeyboardInterrupt
+
+    def train(path: Path, count: int) -> dict[str, torch.Tensor]:
+        unet, settings = copy.deepcopy(mice.base), {**mice.settings, "steps": 4}
+        return train_control(unet, mice.encoder, scenes(count), mice.planted, path, **settings).state_dict()
+
+    whole = train(tmp_path / "whole.pt", 4)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts.pt", 2)
+    parts = train(tmp_path / "parts.pt", 4)
+    assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items())
 
 
 def test_planted_heads_learn_to_tell_two_meanings_of_a_word_apart(mice: SimpleNamespace) -> None:
@@ -106,7 +129,7 @@ def test_planted_heads_learn_to_tell_two_meanings_of_a_word_apart(mice: SimpleNa
 
 def test_only_planted_heads_change_and_they_ship_in_any_dose(mice: SimpleNamespace, tmp_path: Path) -> None:
     save_control(mice.unet, mice.base, tmp_path, mice.planted)
-    assert load_planted(tmp_path) == mice.planted
+    assert planted_heads(tmp_path) == mice.planted
     base, whole = mice.base.state_dict(), mice.unet.state_dict()
     chosen = {head for heads in mice.planted.values() for head in heads}
     for layer in cross_attention_heads(mice.unet):
@@ -116,7 +139,8 @@ def test_only_planted_heads_change_and_they_ship_in_any_dose(mice: SimpleNamespa
             by_head = (whole[key] != base[key]).movedim(int(name == "to_out.0"), 0).reshape(layer.n_heads, -1)
             assert {layer.first + h for h in by_head.any(1).nonzero()[:, 0].tolist()} == own, key
     for dose in (0, 0.5, 1):
-        loaded = load_control(copy.deepcopy(mice.base), tmp_path, dose).state_dict()
-        for name, tensor in loaded.items():
+        loaded = copy.deepcopy(mice.base)
+        add_control(loaded, dose, tmp_path / "delta.safetensors")
+        for name, tensor in loaded.state_dict().items():
             expected = base[name] + dose * (whole[name] - base[name])
             torch.testing.assert_close(tensor, expected, rtol=0, atol=2e-3 if dose else 0)

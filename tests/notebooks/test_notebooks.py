@@ -48,6 +48,23 @@ SMALL = {  # parameters, and what the chapter then prints
     "11_weakening": ({**DRAWN, "heads": [10], "hrv_steps": 5}, "60 images, 6 conditions"),
     "12_ceiling": ({**QUICK, "draws": 5}, "generated: 10 images"),
     "13_generations": (QUICK, "generated: 10 images"),
+    "14_planted_heads": (
+        {
+            **RELEVANCE,
+            "doses": [0, 1],
+            "scenes": 2,
+            "mice": 2,
+            "seeds": 1,
+            "mouse_seeds": 1,
+            "steps": 2,
+            "hrv_steps": 2,
+        },
+        "2 doses, 16 concepts",
+    ),
+    "15_which_heads": (
+        {**RELEVANCE, "concepts": ["Animals", "Tools"], "scenes": 4, "steps": 2, "draws": 2},
+        "emoji-control, generated: 4 pictures, 2 concepts",
+    ),
 }
 
 

@@ -14,7 +14,7 @@ from tiny_study import save_tiny_model
 from voc import voc
 
 from selattn_lib.models.pipelines import load_pipeline
-from selattn_lib.studies.noised import KnownTruthStudy, MaskedStudy
+from selattn_lib.studies.noised import KnownMeaningsStudy, KnownTruthStudy, MaskedStudy
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +28,23 @@ def test_known_truth_needs_no_sampling_and_knows_its_masks() -> None:
     assert maps.subjects.tolist() == ["bear", "bird", "cat", "cow"]
     assert 0.05 < maps.truths["truth"].values.mean() < 0.7
     assert 0 < float(maps.dataset["maps_16x16"].max()) <= 1
+
+
+def test_scenes_with_both_meanings_have_a_mask_of_each() -> None:
+    study = KnownMeaningsStudy(word="bat", scenes=3, timesteps=(500,))
+    scenes = study.examples([0, 1, 2])
+    maps = study.run()
+    assert set(maps.truths) == {"Animals", "Sports Equipment"} and maps.subjects.tolist() == ["bat"] * 3
+    for number, (picture, masks) in enumerate(scenes):
+        np.testing.assert_array_equal(maps.pictures[number], np.asarray(picture))
+        for name, mask in zip(study.masks, masks, strict=True):
+            np.testing.assert_array_equal(maps.truth(number, name), mask)
+    one, other = (maps.truths[name].values for name in study.masks)
+    assert not (one & other).any() and one.mean() > 0.01 and other.mean() > 0.01
+    by_place = [mask.nonzero()[1].mean() for mask in one]
+    assert np.ptp(by_place) > 20, "the animal is not always in the same place"
+    with pytest.raises(ValueError, match="word='bear'"):
+        KnownMeaningsStudy(word="bear")  # type: ignore[arg-type]
 
 
 def test_known_truth_on_ones_own_pictures(runs: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 from transformers import CLIPTextModel
@@ -26,10 +26,11 @@ from transformers import CLIPTextModel
 from ...models.heads import Layer, cross_attention_heads
 from ...models.pipelines import load_pipeline
 from ...models.tokens import Tokens, find_word
+from ..control import PLANTED
 from ..scenes import HELD_OUT, compose
 from ..segmenter import CONCEPTS, as_tensor
 from .autoencoder import LatentBasis
-from .training import Schedule, fast_dtype
+from .training import Checkpoint, Schedule, fast_dtype
 from .unet import TrainingAttention, new_scheduler, noised, timestep_shares
 
 MOST = 3  # objects in a scene
@@ -191,11 +192,27 @@ def attention_loss(
     return -torch.stack([(where * log).sum() / where.sum().clamp_min(1) for where, log in terms]).mean()
 
 
+class Draws:
+    """A random generator whose state a checkpoint can keep."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Where it stands."""
+        return {"state": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from there."""
+        self.generator.set_state(state["state"].cpu())
+
+
 def train_control(
     unet: UNet2DConditionModel,
     text_encoder: CLIPTextModel,
     batches: Iterator[dict[str, torch.Tensor]],
     planted: dict[str, list[int]],
+    path: Path,
     *,
     steps: int,
     peak: float = 1e-2,
@@ -218,6 +235,8 @@ def train_control(
         As `batches` yields them; as many as there are steps are taken.
     planted : dict
         concept -> heads, concepts in the order in which batches number them.
+    path : Path
+        Of the checkpoint, from which training goes on if there is one.
     steps : int
     peak : float
         Highest learning rate.
@@ -249,10 +268,13 @@ def train_control(
     schedule = Schedule(steps, peak, warmup=max(1, steps // 20), decay=1.0)
     alphas = new_scheduler().alphas_cumprod.to(device)
     often = timestep_shares(alphas)
-    draw = torch.Generator(device).manual_seed(seed)
+    draws = Draws(seed, device)
+    checkpoint = Checkpoint(path, unet=unet, adam=optimiser, draws=draws)
+    start = checkpoint.load()
     fast = torch.autocast(device.type, torch.bfloat16, device.type != "cpu" or fast_dtype() == torch.bfloat16)
 
     def losses(given: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        draw = draws.generator
         x, ids, size = given["latents"].float(), given["ids"].clone(), len(given["latents"])
         captioned = size - round(0.1 * size)  # the others draw without a caption, and none of their attention counts
         ids[captioned:, 1:] = end
@@ -270,9 +292,10 @@ def train_control(
         ]
         return F.mse_loss(predicted.float(), v), torch.stack(attention).mean()
 
-    bar = tqdm(islice(batches, steps), total=steps, desc="control", mininterval=5)
-    for number, tensors in enumerate(bar):
-        diffusion, attention = losses({key: tensor.to(device, non_blocking=True) for key, tensor in tensors.items()})
+    bar = tqdm(islice(batches, start, steps), initial=start, total=steps, desc="control", mininterval=5)
+    for number, tensors in enumerate(bar, start):
+        given = {key: tensor.to(device, non_blocking=True) for key, tensor in tensors.items()}
+        diffusion, attention = losses(given)
         (diffusion + weight * attention).backward()
         torch._foreach_mul_([tensor.grad for tensor in weights], shares)
         nn.utils.clip_grad_norm_(weights, 1.0)
@@ -282,6 +305,7 @@ def train_control(
         optimiser.zero_grad()
         if number % 100 == 0 or number + 1 == steps:  # seldom: a GPU is waited for
             bar.set_postfix(diffusion=diffusion.item(), attention=attention.item(), refresh=False)
+        checkpoint.save(number + 1, force=number + 1 == steps)
     unet.set_attn_processor(AttnProcessor2_0())
     return unet.requires_grad_(False).eval()
 
@@ -384,29 +408,13 @@ def save_control(
     (folder / "planted.json").write_text(json.dumps(listed, indent=1) + "\n")
 
 
-def load_control(unet: UNet2DConditionModel, folder: Path, dose: float = 1.0) -> UNet2DConditionModel:
-    """Add `dose`, from 0 to 1, of what `save_control` wrote to `emoji-sd`'s UNet, in place."""
-    parameters = dict(unet.named_parameters())
-    with torch.no_grad():
-        for name, delta in load_file(folder / "delta.safetensors").items():
-            parameter = parameters[name]
-            parameter.copy_(parameter.float() + dose * delta.to(parameter.device).float())
-    return unet
-
-
-def load_planted(folder: Path) -> dict[str, list[int]]:
-    """concept -> heads, as `save_control` wrote them."""
-    return {concept: row["heads"] for concept, row in json.loads((folder / "planted.json").read_text()).items()}
-
-
-def make_control(weights: Path, steps: int = 2400, batch: int = 12, seed: int = 4) -> None:
-    """Train `emoji-control` from the finished pipeline in `weights`, write it into `weights/control`, and print where
-    its planted heads attend in held-out scenes."""
+def make_control(work: Path, weights: Path, steps: int = 600, batch: int = 12, seed: int = 4) -> None:
+    """Train `emoji-control` from the finished pipeline in `weights`, with its checkpoint in `work`, write it into
+    the folder `planted` beside that, and print where its planted heads attend in held-out scenes."""
     pipe, base = (load_pipeline(weights, device="cpu", dtype=torch.float32) for _ in range(2))
     encode, planted = encoder_basis(pipe.vae), plant(pipe.unet, CONCEPTS, seed)
-    train_control(
-        pipe.unet, pipe.text_encoder, batches(encode, pipe.tokenizer, seed, batch=batch), planted, steps=steps
-    )
-    save_control(pipe.unet, base.unet, weights / "control", planted)
+    scenes = batches(encode, pipe.tokenizer, seed, batch=batch)
+    train_control(pipe.unet, pipe.text_encoder, scenes, planted, work / "control.pt", steps=steps)
+    save_control(pipe.unet, base.unet, weights.parent / PLANTED.name, planted)
     held_out = batches(encode, pipe.tokenizer, HELD_OUT, seed)
     print(summary(planted_attention(pipe.unet, pipe.text_encoder, held_out, planted)).round(3))

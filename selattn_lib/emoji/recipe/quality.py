@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ...evaluation.scores import iou
 from ...evaluation.statistics import Interval, mean_interval
 from ...models.pipelines import EMBEDDED, load_pipeline, model_source
-from ...studies.base import GUIDANCE
+from ...studies.base import guidance_of
 from ...studies.generated import generate
 from ..scenes import BENCHMARK, HELD_OUT, Scene, compose
 from ..segmenter import CLASSES, Prediction, load_weights
@@ -72,9 +72,9 @@ def both_seen(pictures: np.ndarray, objects: Sequence[Sequence[tuple[str, str]]]
     return np.array([all(row[CLASSES.index(key)] for key in keys) for row, keys in zip(seen, objects, strict=True)])
 
 
-def fast_pipeline() -> Any:
-    """`emoji-sd` with DPM-Solver++, for 15 steps instead of PNDM's 50."""
-    pipe = load_pipeline(EMBEDDED)
+def fast_pipeline(name: str = EMBEDDED) -> Any:
+    """An embedded model with DPM-Solver++, for 15 steps instead of PNDM's 50."""
+    pipe = load_pipeline(name)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     return pipe
 
@@ -86,7 +86,7 @@ def drawn(
     units, images = [(prompt, seed) for prompt in prompts for seed in seeds], []
     for first in tqdm(range(0, len(units), 10), desc="ten images each"):
         some, numbers = zip(*units[first : first + 10], strict=True)
-        images += generate(pipe, some, numbers, steps=steps, guidance=guidance or GUIDANCE[EMBEDDED])
+        images += generate(pipe, some, numbers, steps=steps, guidance=guidance or guidance_of(EMBEDDED))
     return np.stack([np.asarray(image) for image in images])
 
 

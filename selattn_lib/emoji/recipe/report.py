@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from ...concepts import load_concepts
 from ...maps.overlay import overlay
+from ...maps.relevance import SHIPPED
 from ...models.pipelines import EMBEDDED, model_source
 from ...studies.generated import Study
 from ...studies.relevance import RelevanceStudy
@@ -75,5 +76,6 @@ def figure_one(path: str | Path) -> None:
 
 
 if __name__ == "__main__":  # what ships beside the notebooks: the head relevance and the first page's figure
-    RelevanceStudy().run().save(WEIGHTS.parent / "hrv.npz")
+    for model, path in SHIPPED.items():
+        RelevanceStudy(model=model).run().save(path)
     figure_one(sys.argv[1])

@@ -1,5 +1,6 @@
 """The recipe of `emoji-sd`: autoencoder, text encoder, UNet, segmenter; each resumes from its last checkpoint.
-Last of all `emoji-control`, which is trained in one go.
+Last of all `emoji-control`: `control --weights selattn_lib/emoji/weights` trains it from the shipped `emoji-sd`, into
+selattn_lib/emoji/planted.
 
     python -m selattn_lib.emoji.recipe.train all
 
@@ -49,7 +50,8 @@ def main() -> None:
     if given.stage in ("export", "all"):
         export(given.work, given.weights)
     if given.stage in ("control", "all"):
-        make_control(given.weights, **{name: options[name] for name in ("steps", "batch") if name in options})
+        own = {name: options[name] for name in ("steps", "batch") if name in options}
+        make_control(given.work, given.weights, **own)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import ModelMixin
@@ -125,9 +125,9 @@ class Training:
 
 
 class Checkpoint:
-    """Modules and optimisers by name, saved atomically every `SAVED_EVERY` seconds."""
+    """Modules, optimisers and others that have a state, by name, saved atomically every `SAVED_EVERY` seconds."""
 
-    def __init__(self, path: Path, **parts: nn.Module | torch.optim.Optimizer) -> None:
+    def __init__(self, path: Path, **parts: Any) -> None:
         self.path, self.parts, self.saved = path, parts, time.monotonic()
 
     def load(self) -> int:
