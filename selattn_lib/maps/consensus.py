@@ -87,5 +87,21 @@ def consensus(maps: HeadMaps, k: int = 40, *, word: int | str = 0) -> np.ndarray
 
 
 def finest_heads(maps: HeadMaps) -> np.ndarray:
-    """(head) numbers of the heads whose maps have the most pixels."""
+    """The heads whose maps have the most pixels.
+
+    Parameters
+    ----------
+    maps : HeadMaps
+
+    Returns
+    -------
+    array (head)
+        Their numbers, ascending.
+
+    Examples
+    --------
+    >>> coarse, fine = ([0], np.ones((1, 1, 1, 2, 2))), ([1], np.ones((1, 1, 1, 8, 8)))
+    >>> finest_heads(HeadMaps.from_grids([coarse, fine], ["bear"], (8, 8))).tolist()
+    [1]
+    """
     return maps.grids[max(maps.grids, key=lambda grid: grid[0] * grid[1])]
