@@ -1,30 +1,66 @@
-"""Tiny pipelines with random weights, of the true classes and layouts of SD 2, SDXL, SD3, SD3.5 and FLUX.1."""
+"""Tiny pipelines with random weights, of the true classes and layouts of every family of models."""
+
+from string import ascii_letters
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
+    AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    HunyuanDiT2DModel,
+    HunyuanDiTPipeline,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from tiny_sd import WORDS, word_tokenizer
 from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 CLIP_TOKENS = 20
-SHARPER = ("to_q", "to_k", "add_k_proj", "norm_q", "norm_k", "norm_added_k")
+SHARPER = ("to_q", "to_k", "add_k_proj", "norm_q", "norm_k", "norm_added_k", "txt_kv_proj", "img_qkv_proj")
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant\n{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+)
 
 
 def build_sd2() -> StableDiffusionPipeline:
@@ -145,11 +181,239 @@ def build_flux() -> FluxPipeline:
     )
 
 
+def build_pixart() -> PixArtAlphaPipeline:
+    return _pixart(PixArtAlphaPipeline)
+
+
+def build_pixart_sigma() -> PixArtSigmaPipeline:
+    return _pixart(PixArtSigmaPipeline)
+
+
+def _pixart(kind):
+    torch.manual_seed(0)
+    return _ready(
+        kind(
+            tokenizer=_t5_tokenizer(),
+            text_encoder=_t5(40),
+            vae=_vae(4),
+            transformer=PixArtTransformer2DModel(
+                sample_size=8,
+                num_layers=3,
+                num_attention_heads=2,
+                attention_head_dim=8,
+                cross_attention_dim=16,
+                caption_channels=40,
+            ),
+            scheduler=DDIMScheduler(clip_sample=False),
+        )
+    )
+
+
+def build_sana() -> SanaPipeline:
+    torch.manual_seed(0)
+    tokenizer = _gemma_tokenizer()
+    return _ready(
+        SanaPipeline(
+            tokenizer=tokenizer,
+            text_encoder=Gemma2Model(
+                Gemma2Config(
+                    vocab_size=len(tokenizer),
+                    hidden_size=24,
+                    intermediate_size=32,
+                    num_hidden_layers=2,
+                    num_attention_heads=2,
+                    num_key_value_heads=1,
+                    head_dim=8,
+                )
+            ),
+            vae=AutoencoderDC(
+                latent_channels=4,
+                attention_head_dim=2,
+                encoder_block_types=("ResBlock",) * 4,
+                decoder_block_types=("ResBlock",) * 4,
+                encoder_block_out_channels=(8,) * 4,
+                decoder_block_out_channels=(8,) * 4,
+                encoder_layers_per_block=(1,) * 4,
+                decoder_layers_per_block=(1,) * 4,
+                encoder_qkv_multiscales=((),) * 4,
+                decoder_qkv_multiscales=((),) * 4,
+                decoder_norm_types="rms_norm",
+                decoder_act_fns="silu",
+                upsample_block_type="interpolate",
+                downsample_block_type="stride_conv",
+            ),
+            transformer=SanaTransformer2DModel(
+                in_channels=4,
+                out_channels=4,
+                num_attention_heads=2,
+                attention_head_dim=8,
+                num_layers=3,
+                num_cross_attention_heads=2,
+                cross_attention_head_dim=8,
+                cross_attention_dim=16,
+                caption_channels=24,
+                sample_size=8,
+                qk_norm="rms_norm_across_heads",
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        )
+    )
+
+
+def build_hunyuan() -> HunyuanDiTPipeline:
+    torch.manual_seed(0)
+    tokenizer = BertTokenizer(vocab=_numbered(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *_bert_letters()]))
+    return _ready(
+        HunyuanDiTPipeline(
+            vae=_vae(4),
+            text_encoder=BertModel(
+                BertConfig(
+                    vocab_size=len(tokenizer),
+                    hidden_size=16,
+                    num_hidden_layers=2,
+                    num_attention_heads=2,
+                    intermediate_size=32,
+                )
+            ),
+            tokenizer=tokenizer,
+            text_encoder_2=_t5(40),
+            tokenizer_2=_t5_tokenizer(),
+            transformer=HunyuanDiT2DModel(
+                num_attention_heads=2,
+                attention_head_dim=8,
+                in_channels=4,
+                patch_size=2,
+                sample_size=8,
+                hidden_size=16,
+                num_layers=4,
+                cross_attention_dim=16,
+                cross_attention_dim_t5=40,
+                pooled_projection_dim=16,
+                activation_fn="gelu-approximate",
+            ),
+            scheduler=DDIMScheduler(clip_sample=False),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    )
+
+
+def build_chroma() -> ChromaPipeline:
+    torch.manual_seed(0)
+    return _ready(
+        ChromaPipeline(
+            transformer=ChromaTransformer2DModel(
+                in_channels=16,
+                num_layers=2,
+                num_single_layers=3,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                joint_attention_dim=40,
+                axes_dims_rope=(4, 6, 6),
+                approximator_num_channels=16,
+                approximator_hidden_dim=16,
+                approximator_layers=1,
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+            vae=_vae(4),
+            text_encoder=_t5(40),
+            tokenizer=_t5_tokenizer(),
+        )
+    )
+
+
+def build_klein() -> Flux2KleinPipeline:
+    torch.manual_seed(0)
+    return _ready(
+        Flux2KleinPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+            vae=AutoencoderKLFlux2(**VAE, latent_channels=4),
+            text_encoder=_qwen3(28),
+            tokenizer=_qwen_tokenizer(),
+            transformer=_flux2(),
+        )
+    )
+
+
+def _flux2() -> Flux2Transformer2DModel:
+    return Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=3,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * 16,
+        axes_dims_rope=(4, 4, 4, 4),
+    )
+
+
+def build_qwen() -> QwenImagePipeline:
+    torch.manual_seed(0)
+    tokenizer = _qwen_tokenizer()
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2], "rope_type": "default"},
+    }
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    pipe = QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=AutoencoderKLQwenImage(
+            base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+        ),
+        text_encoder=Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)),
+        tokenizer=tokenizer,
+        transformer=QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=3,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(4, 6, 6),
+        ),
+    )
+    # Up to the prompt, as many tokens as this tokenizer makes of it.
+    before = pipe.prompt_template_encode.partition("{}")[0]
+    pipe.prompt_template_encode_start_idx = len(tokenizer(before).input_ids)
+    return _ready(pipe)
+
+
+def build_zimage() -> ZImagePipeline:
+    torch.manual_seed(0)
+    pipe = ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=_vae(4),
+        text_encoder=_qwen3(3),
+        tokenizer=_qwen_tokenizer(),
+        transformer=ZImageTransformer2DModel(
+            in_channels=4,
+            dim=32,
+            n_layers=3,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=16,
+            axes_dims=[4, 6, 6],
+            axes_lens=[256, 32, 32],
+        ),
+    )
+    with torch.no_grad():  # which are left empty
+        for token in (pipe.transformer.x_pad_token, pipe.transformer.cap_pad_token):
+            token.normal_()
+    return _ready(pipe)
+
+
 def _ready(pipe):
     """For use, with attention that is sharp enough to have something to measure."""
     with torch.no_grad():
         for name, weight in getattr(pipe, "unet", getattr(pipe, "transformer", None)).named_parameters():
-            if name.split(".")[-2] in SHARPER:
+            if f".{name}".split(".")[-2] in SHARPER:
                 weight.mul_(1 + 3 * torch.rand_like(weight) if weight.ndim == 1 else 4)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
@@ -158,15 +422,16 @@ def _ready(pipe):
     return pipe
 
 
+VAE = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (8, 8, 8, 8),
+    "norm_num_groups": 4,
+}
+
+
 def _vae(channels: int) -> AutoencoderKL:
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 8, 8, 8),
-        norm_num_groups=4,
-        latent_channels=channels,
-        shift_factor=0.1,
-    )
+    return AutoencoderKL(**VAE, latent_channels=channels, shift_factor=0.1)
 
 
 def _clip_tokenizer():
@@ -204,4 +469,55 @@ def _t5_tokenizer() -> T5Tokenizer:
 def _t5(width: int) -> T5EncoderModel:
     return T5EncoderModel(
         T5Config(vocab_size=len(_t5_tokenizer()), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    )
+
+
+def _numbered(pieces: list[str]) -> dict[str, int]:
+    return {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+
+
+def _bert_letters() -> list[str]:
+    return [start + letter for letter in ascii_letters.lower() + ".,-#" for start in ("", "##")]
+
+
+def _merged(words: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """What byte pair encoding makes of words, letter by letter: the pieces and the merges."""
+    pieces, merges = [], {}
+    for word in words:
+        for end in range(1, len(word)):
+            merges[word[:end], word[end]] = None
+            pieces.append(word[: end + 1])
+    return pieces, list(merges)
+
+
+def _qwen_tokenizer() -> Qwen2Tokenizer:
+    """One token for each word, with a space before it or without."""
+    pieces, merges = _merged([start + word for word in WORDS for start in ("\u0120", "")])
+    tokenizer = Qwen2Tokenizer(
+        vocab=_numbered(["<|endoftext|>", *bytes_to_unicode().values(), *pieces]),
+        merges=merges,
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+    )
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def _gemma_tokenizer() -> GemmaTokenizer:
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    pieces, merges = _merged([f"\u2581{word}" for word in WORDS])
+    letters = [*ascii_letters, *"\u2581.,:;-+'\"()\n0123456789#`"]
+    return GemmaTokenizer(vocab=_numbered([*special, *letters, *pieces]), merges=merges)
+
+
+def _qwen3(layers: int) -> Qwen3ForCausalLM:
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(_qwen_tokenizer()),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+        )
     )
