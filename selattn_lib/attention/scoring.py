@@ -30,7 +30,7 @@ class RelevanceCounter(Trace):
     ) -> None:
         super().__init__(pipe, prompt)
         if not self.family.scored:
-            scored = "; ".join(family.title for family in FAMILIES if family.scored)
+            scored = ", ".join(name for family in FAMILIES if family.scored for name in family.models)
             raise ValueError(
                 f"The heads of {type(pipe).__name__} cannot be scored: they attend to image and text at once, and only "
                 f"attention to words alone is a vote. Expected: {scored}."

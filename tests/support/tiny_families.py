@@ -1,6 +1,7 @@
 """Tiny pipelines with random weights, of the true classes and layouts of every family of models."""
 
 from string import ascii_letters
+from types import SimpleNamespace
 
 import torch
 from diffusers import (
@@ -13,6 +14,7 @@ from diffusers import (
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
+    Flux2Pipeline,
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -21,6 +23,9 @@ from diffusers import (
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    PRXPipeline,
+    PRXPixelPipeline,
+    PRXTransformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SanaPipeline,
@@ -33,6 +38,10 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
+from diffusers.pipelines.kolors import tokenizer as kolors_tokenizer
+from diffusers.pipelines.kolors.pipeline_kolors import KolorsPipeline
+from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
+from diffusers.pipelines.prx import pipeline_prx, pipeline_prx_pixel
 from tiny_sd import WORDS, word_tokenizer
 from transformers import (
     BertConfig,
@@ -44,13 +53,19 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
+    T5GemmaConfig,
+    T5GemmaEncoderModel,
+    T5GemmaModuleConfig,
     T5Tokenizer,
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -348,6 +363,152 @@ def _flux2() -> Flux2Transformer2DModel:
     )
 
 
+def build_flux2() -> Flux2Pipeline:
+    """The text encoder reads pictures, too."""
+    torch.manual_seed(0)
+    tokenizer = _qwen_tokenizer("[IMG]", "[IMG_BREAK]", "[IMG_END]")
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "head_dim": 8}
+    text = {**small, "model_type": "mistral", "vocab_size": len(tokenizer), "num_hidden_layers": 31}
+    vision = {**small, "model_type": "pixtral", "num_hidden_layers": 1}
+    template = (
+        "{% for message in messages %}[{{ message.role }}]{% for part in message.content %}{{ part.text }}"
+        "{% endfor %}[/{{ message.role }}]{% endfor %}"
+    )
+    return _ready(
+        Flux2Pipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+            vae=AutoencoderKLFlux2(**VAE, latent_channels=4),
+            text_encoder=Mistral3ForConditionalGeneration(
+                Mistral3Config(
+                    text_config={**text, "num_key_value_heads": 1},
+                    vision_config=vision,
+                    image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
+                )
+            ),
+            tokenizer=Processor(tokenizer, template),
+            transformer=_flux2(),
+        )
+    )
+
+
+class Processor:
+    """What the pipeline asks of transformers' processor of pictures and text, which needs torchvision."""
+
+    def __init__(self, tokenizer: Qwen2Tokenizer, template: str) -> None:
+        self.tokenizer, tokenizer.chat_template = tokenizer, template
+
+    def apply_chat_template(self, chats: list, **settings):
+        return self.tokenizer.apply_chat_template(chats, **settings)
+
+
+def build_kolors() -> KolorsPipeline:
+    torch.manual_seed(0)
+    kolors_tokenizer.SPTokenizer = WordPieces  # in place of sentencepiece's
+    tokenizer = kolors_tokenizer.ChatGLMTokenizer("")
+    glm = {"hidden_size": 32, "ffn_hidden_size": 32, "kv_channels": 16, "num_attention_heads": 2, "num_layers": 2}
+    config = ChatGLMConfig(padded_vocab_size=tokenizer.vocab_size, original_rope=True, **glm)
+    text_encoder = ChatGLMModel(config, empty_init=False)
+    with torch.no_grad():
+        for name, weight in text_encoder.named_parameters():
+            if "norm" in name:  # which are left empty
+                weight.fill_(1)
+    return _ready(
+        KolorsPipeline(
+            vae=_vae(4),
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=UNet2DConditionModel(
+                sample_size=8,
+                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+                up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+                block_out_channels=(10, 20, 40),
+                norm_num_groups=5,
+                transformer_layers_per_block=(1, 1, 2),
+                attention_head_dim=(5, 10, 20),
+                use_linear_projection=True,
+                cross_attention_dim=24,
+                encoder_hid_dim=32,
+                encoder_hid_dim_type="text_proj",
+                addition_embed_type="text_time",
+                addition_time_embed_dim=8,
+                projection_class_embeddings_input_dim=6 * 8 + 32,
+            ),
+            scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        )
+    )
+
+
+class WordPieces:
+    """What ChatGLM's tokenizer asks of sentencepiece: one token for each word, letters for others."""
+
+    special_tokens = {"[gMASK]": 0, "sop": 1}
+    index_special_tokens = {0: "[gMASK]", 1: "sop"}
+    pad_id, bos_id, eos_id = 2, 3, 4
+
+    def __init__(self, path: str) -> None:
+        self.pieces = ["[gMASK]", "sop", "<unk>", "<s>", "</s>", *(f"\u2581{word}" for word in WORDS)]
+        self.pieces += [*ascii_letters, "\u2581", ".", ",", "-"]
+        self.n_words = len(self.pieces)
+
+    def tokenize(self, text: str, encode_special_tokens: bool = False) -> list[str]:
+        words = [f"\u2581{word}" for word in text.split()]
+        return [piece for word in words for piece in ([word] if word in self.pieces else list(word))]
+
+    def convert_token_to_id(self, token: str) -> int:
+        return self.pieces.index(token) if token in self.pieces else 2
+
+    def convert_id_to_token(self, number: int) -> str:
+        return self.pieces[number]
+
+    def decode_tokens(self, tokens: list[str]) -> str:
+        return "".join(tokens).replace("\u2581", " ").strip()
+
+
+def build_prx() -> PRXPipeline:
+    torch.manual_seed(0)
+    pipeline_prx.ftfy = pipeline_prx_pixel.ftfy = SimpleNamespace(fix_text=str)  # which need not be installed
+    tokenizer = _gemma_tokenizer()
+    tokenizer.model_max_length = 20
+    encoder = T5GemmaModuleConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    return _ready(
+        PRXPipeline(
+            transformer=_prx(in_channels=4, context_in_dim=24, patch_size=2),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            text_encoder=T5GemmaEncoderModel(T5GemmaConfig(encoder=encoder, decoder=encoder, is_encoder_decoder=False)),
+            tokenizer=tokenizer,
+            vae=_vae(4),
+        )
+    )
+
+
+def build_prx_pixel() -> PRXPixelPipeline:
+    torch.manual_seed(0)
+    pipeline_prx.ftfy = pipeline_prx_pixel.ftfy = SimpleNamespace(fix_text=str)
+    return _ready(
+        PRXPixelPipeline(
+            transformer=_prx(
+                in_channels=3, context_in_dim=16, patch_size=16, bottleneck_size=16, resolution_embeds=True
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            text_encoder=_qwen3(2, Qwen3Model),
+            tokenizer=_qwen_tokenizer(),
+            prompt_max_tokens=20,
+        )
+    )
+
+
+def _prx(**settings) -> PRXTransformer2DModel:
+    return PRXTransformer2DModel(hidden_size=32, num_heads=2, depth=3, axes_dim=[8, 8], **settings)
+
+
 def build_qwen() -> QwenImagePipeline:
     torch.manual_seed(0)
     tokenizer = _qwen_tokenizer()
@@ -490,13 +651,13 @@ def _merged(words: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
     return pieces, list(merges)
 
 
-def _qwen_tokenizer() -> Qwen2Tokenizer:
+def _qwen_tokenizer(*special: str) -> Qwen2Tokenizer:
     """One token for each word, with a space before it or without."""
     pieces, merges = _merged([start + word for word in WORDS for start in ("\u0120", "")])
     tokenizer = Qwen2Tokenizer(
         vocab=_numbered(["<|endoftext|>", *bytes_to_unicode().values(), *pieces]),
         merges=merges,
-        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+        additional_special_tokens=["<|im_start|>", "<|im_end|>", *special],
     )
     tokenizer.chat_template = CHAT
     return tokenizer
@@ -509,8 +670,8 @@ def _gemma_tokenizer() -> GemmaTokenizer:
     return GemmaTokenizer(vocab=_numbered([*special, *letters, *pieces]), merges=merges)
 
 
-def _qwen3(layers: int) -> Qwen3ForCausalLM:
-    return Qwen3ForCausalLM(
+def _qwen3(layers: int, kind: type = Qwen3ForCausalLM):
+    return kind(
         Qwen3Config(
             vocab_size=len(_qwen_tokenizer()),
             hidden_size=16,

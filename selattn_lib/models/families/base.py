@@ -1,7 +1,7 @@
 """What capture asks a kind of model, and what several kinds answer alike."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import signature
 from operator import itemgetter
@@ -63,11 +63,19 @@ class Sizes:
     pixels: int
 
 
+@dataclass(frozen=True)
+class Model:
+    """A model that people use: its pipeline in diffusers, and how its network differs from the defaults of its class
+    (None: not known without its files)."""
+
+    pipeline: str
+    config: dict[str, Any] | None = field(default_factory=dict)
+
+
 class Family:
     """What capture has to know about a kind of model."""
 
-    title: ClassVar[str]  # the models, by the names that people know
-    pipelines: ClassVar[tuple[str, ...]]  # of diffusers, tested
+    models: ClassVar[dict[str, "Model"]]  # by the names that people know
     captured: ClassVar[str]  # what of a model is captured, in a few words
     part: ClassVar[str] = "transformer"  # the pipeline's attribute that holds the network
     network: ClassVar[type]
@@ -152,6 +160,10 @@ class Family:
         `forward` rather than a call, here and in `keys`: hooks of our own, and of others, are for the model's use.
         """
         return text
+
+    def example(self, network: Any, rows: int, zeros: Callable[..., torch.Tensor]) -> dict[str, Any]:
+        """Arguments of zeros for a call of the network at its usual size, where heads can vote; `zeros(*shape)`."""
+        raise NotImplementedError
 
     def keys(self, attention: Any, text: torch.Tensor) -> torch.Tensor:
         """The keys (token, head * channel) that a layer makes of its text (token, channel), where heads can vote."""

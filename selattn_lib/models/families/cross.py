@@ -1,6 +1,6 @@
 """Models whose heads attend to the text alone: cross-attention, with a softmax over words."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from inspect import signature
 from typing import Any, ClassVar
 
@@ -11,7 +11,18 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.utils import is_bs4_available, is_ftfy_available
 
-from .base import Call, Family, Outputs, QueryKey, Sizes, Text, TextAttention, own_encoding, split_heads
+from .base import Call, Family, Model, Outputs, QueryKey, Sizes, Text, TextAttention, own_encoding, split_heads
+
+N_TOKENS = 300  # that the longer text encoders read
+XL = {  # the numbers of Stable Diffusion XL's blocks, layers and heads
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (320, 640, 1280),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "use_linear_projection": True,
+    "cross_attention_dim": 2048,
+}
 
 
 class CrossAttention(Family):
@@ -35,6 +46,14 @@ class CrossAttention(Family):
         query, key = (split_heads(seen[name], attention.heads) for name in self.watched(attention))
         return query, key
 
+    def example(self, network: Any, rows: int, zeros: Callable[..., torch.Tensor]) -> dict[str, Any]:
+        config = network.config
+        return {
+            "hidden_states": zeros(rows, config.in_channels, config.sample_size, config.sample_size),
+            "encoder_hidden_states": zeros(rows, N_TOKENS, config.caption_channels or config.cross_attention_dim),
+            "timestep": zeros(rows),
+        }
+
 
 class UNet(CrossAttention):
     """Stable Diffusion 1.x, 2.x and XL, and Kolors: cross-attention in down, mid and up blocks.
@@ -43,8 +62,14 @@ class UNet(CrossAttention):
     in the refiner, which has no first).
     """
 
-    title = "Stable Diffusion 1.x, 2.x, XL; Kolors"
-    pipelines = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "KolorsPipeline")
+    models = {
+        "Stable Diffusion 1.x": Model("StableDiffusionPipeline"),
+        "Stable Diffusion 2.x": Model(
+            "StableDiffusionPipeline", {"attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
+        ),
+        "Stable Diffusion XL": Model("StableDiffusionXLPipeline", XL),
+        "Kolors": Model("KolorsPipeline", {**XL, "encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj"}),
+    }
     captured = "cross-attention in down, mid and up blocks"
     part, network = "unet", UNet2DConditionModel
     blocks = ("down", "mid", "up")
@@ -89,6 +114,21 @@ class UNet(CrossAttention):
     def watched(self, attention: Any) -> tuple[str, ...]:
         return "to_q", "to_k"
 
+    def example(self, network: Any, rows: int, zeros: Callable[..., torch.Tensor]) -> dict[str, Any]:
+        config, more = network.config, {}
+        if config.addition_embed_type == "text_time":  # Stable Diffusion XL
+            pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+            more = {"text_embeds": zeros(rows, pooled), "time_ids": zeros(rows, 6)}
+        projected = config.encoder_hid_dim_type == "text_proj"
+        return {
+            "sample": zeros(rows, config.in_channels, config.sample_size, config.sample_size),
+            "encoder_hidden_states": zeros(
+                rows, 77, config.encoder_hid_dim if projected else config.cross_attention_dim
+            ),
+            "timestep": 500,
+            "added_cond_kwargs": more,
+        }
+
     def project(self, network: Any, text: torch.Tensor) -> torch.Tensor:
         projects = network.config.encoder_hid_dim_type == "text_proj"
         return network.encoder_hid_proj.forward(text) if projects else text
@@ -97,8 +137,7 @@ class UNet(CrossAttention):
 class PixArt(CrossAttention):
     """PixArt-alpha and PixArt-Sigma: the text is T5's tokens, its padding masked."""
 
-    title = "PixArt-alpha, PixArt-Sigma"
-    pipelines = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
+    models = {"PixArt-alpha": Model("PixArtAlphaPipeline"), "PixArt-Sigma": Model("PixArtSigmaPipeline")}
     network = PixArtTransformer2DModel
 
     def texts(self, pipe: Any) -> list[Text]:
@@ -109,6 +148,12 @@ class PixArt(CrossAttention):
 
         return [Text(pipe.tokenizer, pipe.text_encoder, None, framed=framed)]
 
+    def example(self, network: Any, rows: int, zeros: Callable[..., torch.Tensor]) -> dict[str, Any]:
+        more = (
+            {"resolution": zeros(rows, 2), "aspect_ratio": zeros(rows, 1)} if network.use_additional_conditions else {}
+        )
+        return {**super().example(network, rows, zeros), "added_cond_kwargs": more}
+
     def project(self, network: Any, text: torch.Tensor) -> torch.Tensor:
         return text if network.caption_projection is None else network.caption_projection.forward(text)
 
@@ -117,8 +162,7 @@ class Sana(CrossAttention):
     """SANA: the attention from image to text is a softmax, its padding masked; the image's own is linear, and of no
     concern here. The text is Gemma's tokens, the end of what it reads after a long instruction."""
 
-    title = "SANA"
-    pipelines = ("SanaPipeline",)
+    models = {"SANA": Model("SanaPipeline")}
     network = SanaTransformer2DModel
 
     def texts(self, pipe: Any) -> list[Text]:
@@ -144,8 +188,12 @@ class HunyuanDiT(CrossAttention):
     """Hunyuan-DiT: queries and keys are normalised, queries have rotary positions. The text is BERT's tokens, then
     T5's; in place of padding there is a learned embedding."""
 
-    title = "Hunyuan-DiT"
-    pipelines = ("HunyuanDiTPipeline",)
+    models = {
+        "Hunyuan-DiT": Model(
+            "HunyuanDiTPipeline",
+            {"num_layers": 40, "patch_size": 2, "in_channels": 4, "sample_size": 128, "hidden_size": 1408},
+        )
+    }
     network = HunyuanDiT2DModel
 
     def find(self, network: Any) -> Iterator[TextAttention]:
@@ -170,6 +218,21 @@ class HunyuanDiT(CrossAttention):
         outputs = (seen[name] for name in self.watched(attention))
         query, key = (x if x.ndim == 4 else split_heads(x, attention.heads) for x in outputs)
         return apply_rotary_emb(query, options["image_rotary_emb"]), key
+
+    def example(self, network: Any, rows: int, zeros: Callable[..., torch.Tensor]) -> dict[str, Any]:
+        config = network.config
+        side = config.sample_size // config.patch_size
+        return {
+            "hidden_states": zeros(rows, config.in_channels, config.sample_size, config.sample_size),
+            "timestep": zeros(rows),
+            "encoder_hidden_states": zeros(rows, config.text_len, config.cross_attention_dim),
+            "text_embedding_mask": zeros(rows, config.text_len),
+            "encoder_hidden_states_t5": zeros(rows, config.text_len_t5, config.cross_attention_dim_t5),
+            "text_embedding_mask_t5": zeros(rows, config.text_len_t5),
+            "image_meta_size": zeros(rows, 6),
+            "style": zeros(rows).long(),
+            "image_rotary_emb": (zeros(side * side, network.inner_dim // network.num_heads),) * 2,
+        }
 
     def project(self, network: Any, text: torch.Tensor) -> torch.Tensor:
         first, width, width_t5 = (

@@ -24,7 +24,7 @@ from diffusers.models.transformers.transformer_z_image import SEQ_MULTI_OF
 from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 from torch.nn.utils.rnn import pad_sequence
 
-from .base import Call, Family, Outputs, QueryKey, Sizes, Text, TextAttention, own_encoding, split_heads
+from .base import Call, Family, Model, Outputs, QueryKey, Sizes, Text, TextAttention, own_encoding, split_heads
 
 IMAGE_AND_TEXT = "the image's rows and the text's columns of the joint softmax"
 
@@ -51,8 +51,10 @@ class StableDiffusion3(JointAttention):
     calls of skip-layer guidance do not count.
     """
 
-    title = "Stable Diffusion 3, 3.5"
-    pipelines = ("StableDiffusion3Pipeline",)
+    models = {
+        "Stable Diffusion 3": Model("StableDiffusion3Pipeline", {"num_layers": 24, "num_attention_heads": 24}),
+        "Stable Diffusion 3.5 large": Model("StableDiffusion3Pipeline", {"num_layers": 38, "num_attention_heads": 38}),
+    }
     network = SD3Transformer2DModel
 
     def texts(self, pipe: Any) -> list[Text]:
@@ -85,8 +87,7 @@ class Flux(JointAttention):
     again with the negative prompt; those calls do not count.
     """
 
-    title = "FLUX.1"
-    pipelines: ClassVar[tuple[str, ...]] = ("FluxPipeline",)
+    models = {"FLUX.1": Model("FluxPipeline")}
     captured = f"{IMAGE_AND_TEXT}, in double and in single blocks"
     network = FluxTransformer2DModel
     attention: ClassVar[tuple[Any, ...]] = (FluxAttention,)
@@ -136,8 +137,7 @@ class Flux(JointAttention):
 class Chroma(Flux):
     """Chroma: FLUX.1's layers without its pooled text; the padding of T5's tokens is masked."""
 
-    title = "Chroma"
-    pipelines = ("ChromaPipeline",)
+    models = {"Chroma": Model("ChromaPipeline")}
     network = ChromaTransformer2DModel
 
     def texts(self, pipe: Any) -> list[Text]:
@@ -154,8 +154,7 @@ class Flux2(Flux):
     instruction and the turns of a chat around the prompt.
     """
 
-    title = "FLUX.2 dev, klein"
-    pipelines = ("Flux2Pipeline", "Flux2KleinPipeline")
+    models = {"FLUX.2 dev": Model("Flux2Pipeline"), "FLUX.2 klein": Model("Flux2KleinPipeline", None)}
     network = Flux2Transformer2DModel
     attention = (Flux2Attention, Flux2ParallelSelfAttention)
 
@@ -197,8 +196,7 @@ class QwenImage(JointAttention):
     """Qwen-Image: rotary positions; the text is that of Qwen2.5-VL from the prompt's first token on, its padding
     masked. The negative prompt comes in calls of its own, which do not count."""
 
-    title = "Qwen-Image"
-    pipelines = ("QwenImagePipeline",)
+    models = {"Qwen-Image": Model("QwenImagePipeline")}
     network = QwenImageTransformer2DModel
     masked = True
 
@@ -235,8 +233,7 @@ class ZImage(JointAttention):
     """Z-Image: image and text as one sequence with rotary positions, each padded to a multiple of 32 that is attended
     to. The text is Qwen3's, the turns of a chat included; the blocks that refine image and text alone are left out."""
 
-    title = "Z-Image"
-    pipelines = ("ZImagePipeline",)
+    models = {"Z-Image": Model("ZImagePipeline")}
     network = ZImageTransformer2DModel
     masked = True
 
@@ -290,8 +287,7 @@ class ZImage(JointAttention):
 class PRX(JointAttention):
     """PRX: the image attends to text and image, the text to nothing; the padding of the text is masked."""
 
-    title = "PRX"
-    pipelines = ("PRXPipeline",)
+    models = {"PRX": Model("PRXPipeline"), "PRX pixel": Model("PRXPixelPipeline", None)}
     network = PRXTransformer2DModel
     attention = (PRXAttention,)
     masked = True
@@ -302,9 +298,13 @@ class PRX(JointAttention):
 
     def texts(self, pipe: Any) -> list[Text]:
         def framed(prompt: str) -> list[int]:
-            return pipe.tokenizer(pipe.text_preprocessor.clean_text(prompt)).input_ids
+            ids, mask = pipe._tokenize_prompts([prompt], "cpu")
+            return ids[mask].tolist()
 
         return [Text(pipe.tokenizer, pipe.text_encoder, None, framed=framed)]
+
+    def encode(self, pipe: Any, prompts: list[str], n_tokens: int) -> torch.Tensor | None:
+        return own_encoding(pipe, prompts, n_tokens, tokenizer_max_length=n_tokens)
 
     def call(self, arguments: dict[str, Any]) -> Call:
         return Call(arguments["hidden_states"], [arguments["encoder_hidden_states"]], arguments["timestep"] * 1000)
