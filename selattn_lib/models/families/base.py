@@ -163,7 +163,10 @@ class Family:
 
     def example(self, network: Any, rows: int, zeros: Callable[..., torch.Tensor]) -> dict[str, Any]:
         """Arguments of zeros for a call of the network at its usual size, where heads can vote; `zeros(*shape)`."""
-        raise NotImplementedError
+        raise ValueError(
+            f"The heads of a {type(network).__name__} cannot be scored: they attend to image and text at once. "
+            "Expected: a model for which supported_models() says relevance."
+        )
 
     def keys(self, attention: Any, text: torch.Tensor) -> torch.Tensor:
         """The keys (token, head * channel) that a layer makes of its text (token, channel), where heads can vote."""
