@@ -22,8 +22,11 @@ from selattn_lib.attention.capture import capture
 from selattn_lib.attention.scoring import score_heads
 from selattn_lib.models.families import find_family
 from selattn_lib.models.heads import cross_attention_heads
+from selattn_lib.models.pipelines import unet_layout
 from selattn_lib.models.supported import supported_models
 from selattn_lib.models.tokens import Tokens, find_word
+from selattn_lib.publishing.reproduce import time_call
+from selattn_lib.studies.relevance import RelevanceStudy, relevance_for
 
 CONCEPTS = {"Animals": ["bear", "cat", "lampcat"], "Things": ["desk", "oak tree"]}
 
@@ -422,6 +425,24 @@ def test_t5_puts_no_start_token_before_a_word():
     with pytest.raises(ValueError, match="PixArtAlphaPipeline puts no start token"):
         with score_heads(build("pixart"), CONCEPTS, start_token=True):
             pass
+
+
+def test_studies_measure_and_take_the_head_relevance_of_a_transformer(tmp_path, monkeypatch):
+    monkeypatch.setenv("SELATTN_RUNS", str(tmp_path / "runs"))
+    pipe, model = tiny_families.build_pixart(), str(tmp_path / "pixart")
+    pipe.transformer.register_to_config(sample_size=32)  # the least that its pipeline takes
+    pipe.save_pretrained(model)
+    settings = {"images": 2, "steps": 1, "concepts": CONCEPTS, "texts": ["a bear on the desk"]}
+    relevance = RelevanceStudy(model=model, **settings).run()
+    assert relevance.scores["head"].values.tolist() == cross_attention_heads(pipe).names
+    assert relevance.scores["head"].values[0] == "cross, layer: 0, head: 0" and (relevance.scores.sum() > 0)
+    relevance.save(tmp_path / "hrv.npz")
+    taken = relevance_for(model, tmp_path / "hrv.npz")
+    np.testing.assert_allclose(taken.scores, relevance.scores)
+    seconds, memory = time_call(unet_layout(model), "cpu", "fp32", 1)
+    assert seconds > 0 and memory == sum(weight.nbytes for weight in pipe.transformer.parameters())
+    with pytest.raises(ValueError, match="FluxTransformer2DModel cannot be scored"):
+        time_call(build("flux").transformer, "cpu", "fp32", 1)
 
 
 @pytest.mark.parametrize("name", ["sd35", "flux", "zimage"])
