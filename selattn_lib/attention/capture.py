@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 
 from ..maps.head_maps import HeadMaps
 from ..maps.head_sets import HeadSelection
-from ..models.families import Outputs, split_heads
+from ..models.families import Outputs
 from ..models.tokens import word_weights
 from .proof import differs, is_exact, is_torchs_own
 from .trace import Generation, Prompts, Trace
@@ -133,11 +133,21 @@ class Capture(Trace):
             self._records[-1].timesteps.append(generation.timestep)
         return inside
 
-    def attend(self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor, seen: Outputs) -> None:
+    def attend(
+        self,
+        number: int,
+        attention: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        bias: torch.Tensor | None,
+        seen: Outputs,
+    ) -> None:
         if number in self._unproven:
-            self._prove(number, attention, query, key, seen)
+            self._prove(number, query, key, bias, seen)
         if number in self._indices:
             query, key = (states.index_select(1, self._indices[number]) for states in (query, key))
+            if bias is not None and bias.shape[1] > 1:
+                bias = bias.index_select(1, self._indices[number])
         record, n_heads, pixels = self._records[-1], query.shape[1], query.shape[2]
         query, key = _float_by_head(query), _float_by_head(key)
         selector = record.selector_of(n_heads)
@@ -150,17 +160,19 @@ class Capture(Trace):
         for at in range(0, pixels, step):
             part = slice(at, at + step)
             logits = torch.baddbmm(unused, query[:, part], key.transpose(1, 2), beta=0, alpha=scale)
+            if bias is not None:
+                logits.unflatten(0, (-1, n_heads)).add_(bias if bias.shape[2] == 1 else bias[:, :, part])
             probabilities = logits.softmax(dim=-1)[..., : selector.shape[1]]  # Eq. 1, the text's columns
             sums[-1][:, part].baddbmm_(probabilities, selector)
         record.calls[number] = record.calls.get(number, 0) + 1
 
-    def _prove(self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor, seen: Outputs) -> None:
+    def _prove(
+        self, number: int, query: torch.Tensor, key: torch.Tensor, bias: torch.Tensor | None, seen: Outputs
+    ) -> None:
         """ValueError if a layer whose processor is not known did something else with its attention than it says."""
-        values = [seen.get(name) for name in self.family.values(attention)]
-        if "used" in seen and all(value is not None for value in values):
-            by_head = [v if v.ndim == 4 else split_heads(v, query.shape[1]) for v in values if v is not None]
+        if "value" in seen:
             added = [value for name, value in seen.items() if name.startswith("added")]
-            if not differs(query, key, torch.cat(by_head, dim=2), seen["used"], added):
+            if not differs(query, key, seen["value"], seen["used"], added, bias):
                 return
         raise ValueError(
             f"{self._named(number)} does not draw with softmax(Q K^T) V of its projections: it replaces, weights or "
@@ -293,7 +305,7 @@ def capture(
     Parameters
     ----------
     pipe : diffusers.DiffusionPipeline
-        Of Stable Diffusion 1.x, 2.x, XL, 3, 3.5 or FLUX.1.
+        Of a model in `supported_models`.
     words : str, int, or a list of these, or one such list for each prompt
         A word or a phrase (``"oak tree"``), found as it is written, in upper or lower case, as a whole. Its map is the
         mean over its tokens and over its occurrences; ``"bear#2"`` is the second alone. A special token goes by its

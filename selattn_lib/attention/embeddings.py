@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..models.families import Text
-from ..models.tokens import Prompt, Tokens, content
+from ..models.tokens import Prompt, Tokens, content, own_tokens
 
 SUMS = 16  # random sums of channels by which embeddings are compared: what is kept of them
 TOLERANCE = 0.01  # of a token's length: float16 rounds to 0.001, two words differ by 0.3 and more
@@ -25,14 +25,29 @@ RUNS = 64  # of the text encoders, the last that are remembered
 class Run:
     """What a text encoder read (row, token) and put out, as sums (state, row, token, sum) of each hidden state."""
 
-    tokenizer: Any
+    text: Text
     ids: list[list[int]]
     width: int  # channels
     sums: torch.Tensor
 
+    @property
+    def tokenizer(self) -> Any:
+        return self.text.tokenizer
+
     @cached_property
     def states(self) -> np.ndarray:
         return self.sums.cpu().numpy()
+
+    @cached_property
+    def empty(self) -> list[int]:
+        """What the encoder reads around an empty prompt."""
+        return self.text.framed("") if self.text.framed else []
+
+    def own(self, row: int) -> list[bool] | None:
+        """Which tokens of a row are the prompt's own; None: all."""
+        if self.text.framed is None:
+            return None
+        return own_tokens(self.ids[row], self.empty, self.tokenizer.pad_token_id)
 
 
 class Embeddings:
@@ -49,15 +64,18 @@ class Embeddings:
         inner = getattr(text.encoder, "text_model", text.encoder)
         normalise = getattr(inner, "final_layer_norm", None)
         outputs = output if isinstance(output, tuple) else tuple(output.values())
-        states = [value for value in outputs if torch.is_tensor(value) and value.shape[:2] == ids.shape]
+        states = [value for value in outputs if torch.is_tensor(value)]
         for layers in (value for value in outputs if isinstance(value, tuple)):
             states += layers
             if isinstance(normalise, torch.nn.LayerNorm):  # `clip_skip` takes an earlier layer, normalised
                 states += [normalise.forward(layer) for layer in layers]
-        states = [state for state in states if state.ndim == 3]
+        states = [state for state in states if torch.is_tensor(state) and state.ndim == 3]
+        if states and states[-1].shape[:2] != ids.shape:  # ChatGLM puts out (token, row, channel)
+            states = [state.transpose(0, 1) for state in states]
+        states = [state for state in states if state.shape[:2] == ids.shape and state.shape[2] == states[-1].shape[2]]
         if states:
             sums = torch.stack([summed(state) for state in states])
-            self.runs.append(Run(text.tokenizer, ids.tolist(), states[0].shape[-1], sums))
+            self.runs.append(Run(text, ids.tolist(), states[0].shape[-1], sums))
 
     def decipher(self, sums: "Sums", row: int) -> Prompt | None:
         """The tokens of a row, stretch by stretch; [] for a row of zeros, None if they are not known."""
@@ -75,18 +93,52 @@ class Embeddings:
                         distances = measure(run, stretch).min(axis=0)
                         i = int(distances.argmin())
                         if distances[i] <= (TOLERANCE if nearest is None else nearest[0]):
-                            nearest = distances[i], run.tokenizer, run.ids[i]
+                            nearest = distances[i], run.tokenizer, run.ids[i], run.own(i)
                 if nearest is not None:
                     break
             if nearest is None:
-                return None
-            _, tokenizer, ids = nearest
-            if prompt and prompt[-1].tokenizer is tokenizer and prompt[-1].first + len(prompt[-1].ids) == first:
+                return self._by_token(sums, row) if not prompt else None
+            _, tokenizer, ids, own = nearest
+            if (
+                prompt
+                and own is None
+                and prompt[-1].tokenizer is tokenizer
+                and prompt[-1].first + len(prompt[-1].ids) == first
+            ):
                 prompt[-1].ids = prompt[-1].ids + ids  # a long prompt, encoded in parts
             else:
-                prompt.append(Tokens(tokenizer, ids, first))
+                prompt.append(Tokens(tokenizer, ids, first, own))
             first += len(ids)
         return prompt
+
+    def _by_token(self, sums: "Sums", row: int) -> Prompt | None:
+        """The tokens of a row that holds some of those that the encoder read: without an instruction before the prompt,
+        or with zeros in place of padding."""
+        for run in self.runs:
+            if run.width > sums.width:
+                continue
+            seen = sums.of(run.width)[row]
+            places = np.flatnonzero(seen.any(axis=-1))
+            for i, ids in enumerate(run.ids):
+                for states in run.states[:, i]:
+                    products = seen[places] @ states.T
+                    lengths = (states**2).sum(axis=-1)
+                    squares = (seen[places] ** 2).sum(axis=-1)[:, None] + lengths - 2 * products
+                    nearest = squares.argmin(axis=-1)
+                    away = np.linalg.norm(seen[places] - states[nearest], axis=-1)
+                    if (away <= TOLERANCE * np.sqrt(lengths[nearest])).all():
+                        own, padding = run.own(i), run.tokenizer.pad_token_id
+                        kept = np.full(len(seen), -1)
+                        kept[places] = nearest
+                        return [
+                            Tokens(
+                                run.tokenizer,
+                                [padding if place < 0 else ids[place] for place in kept],
+                                0,
+                                [place >= 0 and (own is None or own[place]) for place in kept],
+                            )
+                        ]
+        return None
 
     def _distances_weighted(self, run: Run, stretch: np.ndarray) -> np.ndarray:
         """As `_distances`, to the run's states with some words weighted: moved away from 0 or from the empty prompt."""

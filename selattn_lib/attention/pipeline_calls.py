@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from threading import RLock
 from typing import Any
 
@@ -41,7 +42,13 @@ class PipelineCall:
             )
         size = self.arguments.get("height") or 0, self.arguments.get("width") or 0
         sees = latent[0] * factor, latent[1] * factor
-        if all(size) and any(abs(side - seen) >= SLACK for side, seen in zip(size, sees, strict=True)):
+        other = all(size) and any(abs(side - seen) >= SLACK for side, seen in zip(size, sees, strict=True))
+        if other and self.arguments.get("use_resolution_binning"):
+            raise ValueError(
+                f"The picture is drawn at {sees[0]} x {sees[1]} pixels, and then made {size[0]} x {size[1]}, so that "
+                f"maps would not fit it: use height={sees[0]}, width={sees[1]}, or use_resolution_binning=False."
+            )
+        if other:
             raise ValueError(
                 f"The picture has {size[0]} x {size[1]} pixels, but the network is shown {sees[0]} x {sees[1]} of them "
                 "at a time: maps of such parts are not maps of the picture."
@@ -60,7 +67,11 @@ def pipeline_calls(pipe: Any, listener: Callable[[PipelineCall], Any]) -> Iterat
     """
     with LOCK:
         if not hasattr(type(pipe), "_call_listeners"):
-            members = {"__call__": _told, "_call_listeners": [], "__module__": type(pipe).__module__}
+            members = {
+                "__call__": _telling(type(pipe).__call__),
+                "_call_listeners": [],
+                "__module__": type(pipe).__module__,
+            }
             pipe.__class__ = type(type(pipe).__name__, (type(pipe),), members)
         type(pipe)._call_listeners.append(listener)
     try:
@@ -72,15 +83,22 @@ def pipeline_calls(pipe: Any, listener: Callable[[PipelineCall], Any]) -> Iterat
                 pipe.__class__ = type(pipe).__mro__[1]
 
 
-def _told(pipe: Any, *args: Any, **kwargs: Any) -> Any:
-    call = type(pipe).__mro__[1].__call__
-    try:
-        bound = inspect.signature(call).bind(pipe, *args, **kwargs)
-        bound.apply_defaults()
-        arguments = {**bound.arguments, **bound.arguments.get("kwargs", {})}
-    except TypeError:  # which the pipeline says itself
-        arguments = {}
-    with ExitStack() as stack:
-        for listener in list(type(pipe)._call_listeners):
-            stack.enter_context(listener(PipelineCall(arguments)))
-        return call(pipe, *args, **kwargs)
+def _telling(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A pipeline's `call`, which says so first."""
+
+    @wraps(call)
+    def told(pipe: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            bound = inspect.signature(call).bind(pipe, *args, **kwargs)
+            bound.apply_defaults()
+            arguments = {**bound.arguments, **bound.arguments.get("kwargs", {})}
+            # Some pipelines write into the lists that they are given.
+            arguments = {name: list(value) if isinstance(value, list) else value for name, value in arguments.items()}
+        except TypeError:  # which the pipeline says itself
+            arguments = {}
+        with ExitStack() as stack:
+            for listener in list(type(pipe)._call_listeners):
+                stack.enter_context(listener(PipelineCall(arguments)))
+            return call(pipe, *args, **kwargs)
+
+    return told

@@ -14,6 +14,9 @@ EXACT = {
     *("IPAdapterAttnProcessor", "IPAdapterAttnProcessor2_0", "IPAdapterXFormersAttnProcessor"),
     *("JointAttnProcessor2_0", "XFormersJointAttnProcessor", "SD3IPAdapterJointAttnProcessor2_0"),
     *("PAGJointAttnProcessor2_0", "PAGCFGJointAttnProcessor2_0", "FluxAttnProcessor", "FluxIPAdapterAttnProcessor"),
+    *("SanaAttnProcessor2_0", "HunyuanAttnProcessor2_0", "PAGHunyuanAttnProcessor2_0", "PAGCFGHunyuanAttnProcessor2_0"),
+    *("Flux2AttnProcessor", "Flux2ParallelSelfAttnProcessor", "QwenDoubleStreamAttnProcessor2_0"),
+    *("ZSingleStreamAttnProcessor", "PRXAttnProcessor2_0"),
 }
 
 
@@ -31,9 +34,14 @@ def is_torchs_own() -> bool:
 
 
 def differs(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, used: torch.Tensor, added: list[torch.Tensor]
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    used: torch.Tensor,
+    added: list[torch.Tensor],
+    bias: torch.Tensor | None = None,
 ) -> bool:
-    """Whether softmax(Q K^T / sqrt(d)) V is not what a layer used, in some image and head.
+    """Whether softmax(Q K^T / sqrt(d) + bias) V is not what a layer used, in some image and head.
 
     query (image, head, pixel, channel), key and value (image, head, token, channel), used (image, pixel, head *
     channel). `added` are outputs (image, token, head * channel) of an adapter's own projections: attention to them may
@@ -42,7 +50,7 @@ def differs(
     query, key, value = query.float(), key.float(), value.float()
     n_heads, used_by_head = query.shape[1], split_heads(used.float(), query.shape[1])
     tolerance = max(1e-3, 8 * torch.finfo(used.dtype).eps)
-    expected = attended(query, key, value)
+    expected = attended(query, key, value, bias)
     rest = used_by_head - expected
     limit = tolerance * used_by_head.flatten(2).norm(dim=-1)
 
@@ -61,6 +69,9 @@ def differs(
     return True
 
 
-def attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def attended(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """(image, head, pixel, channel)."""
-    return (query @ key.transpose(2, 3) * query.shape[-1] ** -0.5).softmax(dim=-1) @ value
+    logits = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
+    return (logits if bias is None else logits + bias).softmax(dim=-1) @ value

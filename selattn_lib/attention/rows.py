@@ -6,14 +6,14 @@ neither does, a row is the picture's if no other text is shown the same latents.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..models.families import Call, Text
-from ..models.tokens import Prompt, Tokens, content, ids_of
+from ..models.tokens import Prompt, Tokens, content, ids_of, own_tokens
 from .embeddings import Embeddings, Sums, device_of, identity
 from .pipeline_calls import PipelineCall
 
@@ -46,12 +46,15 @@ class Rows:
         The prompts, where the caller says so.
     channels : int
         How many channels of the network's sample are latents; others hold masks or further pictures.
+    encode : function
+        Has the pipeline encode prompts, so many tokens of each, its own way; None if it has none.
     """
 
     pipe: Any
     texts: list[Text]
     given: list[str] | None
     channels: int
+    encode: Callable[[list[str], int], torch.Tensor | None]
     call: PipelineCall | None = None
 
     def __post_init__(self) -> None:
@@ -66,7 +69,7 @@ class Rows:
         """A call of the pipeline begins, or (None) the pipeline is left and somebody may call its network."""
         self.call = call
         self._keys: list | None = None  # what tells the last texts apart
-        self._known: dict[Any, tuple[torch.Tensor, Any]] = {}  # texts that were read, the last few
+        self._known: dict[Any, tuple[Sequence[torch.Tensor], Any]] = {}  # texts that were read, the last few
         self._encoded, self._encoded_given = False, False
         self._loop: tuple[float, float, bool] | None = None  # first timestep, last one, whether others came between
         self._repeats = 0  # calls at the last timestep
@@ -89,14 +92,14 @@ class Rows:
 
         Raises ValueError if that is not clear.
         """
-        key = identity(call.text)
+        key = None if any(identity(text) is None for text in call.texts) else tuple(map(identity, call.texts))
         if key is None or key not in self._known:
             if len(call.text) != len(call.sample):
                 raise ValueError(f"The network got {len(call.sample)} latents and {len(call.text)} texts.")
             if len(self._known) == TEXTS:
                 del self._known[next(iter(self._known))]
-            # The text is kept so that no other tensor can take its place in memory.
-            self._known[key] = call.text, self._choose(call)
+            # The texts are kept so that no other tensor can take their place in memory.
+            self._known[key] = call.texts, self._choose(call)
         _, chosen = self._known[key]
         if isinstance(chosen, str):
             if chosen == "stray":
@@ -171,14 +174,15 @@ class Rows:
 
     def _says(self, prompt: Prompt, kind: str) -> bool:
         """Whether the caller or the pipeline's call says that a text is a prompt, or a negative one."""
-        arguments = {text.tokenizer: text.argument for text in self.texts}
+        stretches = {text.tokenizer: text for text in self.texts}
 
-        def texts(tokens: Tokens) -> list[str]:
-            if self.given and kind == "prompt":
-                return self.given
-            return self.call.texts(kind, arguments.get(tokens.tokenizer, "prompt")) if self.call else []
+        def said_of(tokens: Tokens) -> list[bool]:
+            stretch = stretches.get(tokens.tokenizer, Text(tokens.tokenizer, None, None))
+            texts = self.call.texts(kind, stretch.argument) if self.call else []
+            texts = self.given if self.given and kind == "prompt" else texts
+            return [_reads(tokens, text, stretch) for text in texts]
 
-        said = [[_reads(tokens, text) for text in texts(tokens)] for tokens in prompt]
+        said = [said_of(tokens) for tokens in prompt]
         return any(all(stretch) for stretch in zip(*said, strict=False))
 
     def _pictures(self, call: Call, sums: Sums, rows: list[int]) -> list[int]:
@@ -303,6 +307,9 @@ class Rows:
         """Run the text encoders on the given prompts, and on the empty one; `on_text_encoder` sees what they make."""
         assert self.given
         self._encoded_given, encoded = True, self._encoded
+        if self.encode([*self.given, ""], n_tokens) is not None:
+            self._encoded = encoded
+            return
         for text, _, length in self._stretches(n_tokens):
             ids = _padded(text, [*self.given, ""], length).to(device_of(text.encoder, self.pipe))
             text.encoder(ids, **({"output_hidden_states": True} if text.early else {}))
@@ -320,17 +327,25 @@ class Rows:
 
 def read_ids(prompt: Prompt | None) -> list[list[int]]:
     """The ids of a text's own tokens, stretch by stretch."""
-    return [content(tokens.tokenizer, tokens.ids) for tokens in prompt or []]
+    return [tokens.content for tokens in prompt or []]
 
 
 def _equal(one: torch.Tensor | None, other: torch.Tensor) -> bool:
     return one is other or (one is not None and one.shape == other.shape and torch.equal(one, other))
 
 
-def _reads(tokens: Tokens, text: str) -> bool:
+def _reads(tokens: Tokens, text: str, stretch: Text) -> bool:
     """Whether tokens are those of a text, as far as the model reads it."""
-    ids, expected = content(tokens.tokenizer, tokens.ids), content(tokens.tokenizer, ids_of(tokens.tokenizer, text))
-    return ids == expected or (len(ids) >= len(tokens.ids) - 2 and ids == expected[: len(ids)])
+    tokenizer, ids = tokens.tokenizer, tokens.content
+    ways = [content(tokenizer, ids_of(tokenizer, text))]
+    if stretch.framed is not None:
+        framed, empty = stretch.framed(text), stretch.framed("")
+        ways.append(Tokens(tokenizer, framed, 0, own_tokens(framed, empty, tokenizer.pad_token_id)).content)
+    cut = len(ids) >= len(tokens.ids) - 2
+    if tokens.own is not None:  # with nothing after it but the end of all text
+        ended = tokens.own[-1] or tokens.ids[-1] in tokenizer.all_special_ids
+        cut = bool(ids) and ended and tokenizer.pad_token_id not in tokens.ids
+    return any(ids == expected or (cut and ids == expected[: len(ids)]) for expected in ways)
 
 
 def _padded(text: Text, prompts: Sequence[str], length: int) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Counting the votes of head relevance (Eq. 3) while a pipeline generates."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,14 @@ import xarray as xr
 from diffusers import DiffusionPipeline
 
 from ..maps.relevance import HeadRelevance
-from ..models.families import Outputs, UNet, split_heads
+from ..models.families import FAMILIES, Family, Outputs, Text, split_heads
 from ..models.tokens import word_tokens
-from .embeddings import device_of
+from .embeddings import Embeddings, Sums, device_of
 from .trace import Generation, Prompts, Trace
 
 Concepts = Mapping[str, Sequence[str]]  # name -> words
 WORDS_AT_ONCE = 64  # concept words encoded together
+SPECIALS = 4  # tokens at most that an encoder puts before and after a word
 
 
 class RelevanceCounter(Trace):
@@ -27,10 +29,11 @@ class RelevanceCounter(Trace):
         self, pipe: Any, concepts: Concepts, seed: int, units: Iterable[int] | None, start_token: bool, prompt: Prompts
     ) -> None:
         super().__init__(pipe, prompt)
-        if not isinstance(self.family, UNet):
+        if not self.family.scored:
+            scored = ", ".join(name for family in FAMILIES if family.scored for name in family.models)
             raise ValueError(
                 f"The heads of {type(pipe).__name__} cannot be scored: they attend to image and text at once, and only "
-                "attention to words alone is a vote. Expected: Stable Diffusion 1.x, 2.x or XL."
+                f"attention to words alone is a vote. Expected: {scored}."
             )
         if empty := [name for name, words in concepts.items() if not words]:
             raise ValueError(f"These concepts have no words: {empty}")
@@ -40,7 +43,11 @@ class RelevanceCounter(Trace):
         self._seed, self._start_token = seed, start_token
         self._units = None if units is None else list(units)
         every_word = [word for words in concepts.values() for word in words]
-        self.tokens, first, length = _encode_words(pipe, every_word)
+        self.text, self._own = _encode_words(self.family, pipe, every_word)
+        if start_token and self._own[:, 0].any():
+            raise ValueError(f"start_token=True, but {type(pipe).__name__} puts no start token before a word.")
+        length = self._own.sum(dim=1).numpy()
+        first = 1 + np.cumsum(length) - length  # after the start token
         self._n_words = np.array([len(words) for words in concepts.values()])
         offsets = np.cumsum(self._n_words) - self._n_words
         # One column for each concept and sub-token, as many as the concept's longest word has.
@@ -49,9 +56,14 @@ class RelevanceCounter(Trace):
         self._column_token = np.concatenate([np.arange(n) for n in longest])
         self._first, self._length, self._offsets = first, length, offsets
         self._layer = np.repeat(np.arange(len(self.heads.layers)), [layer.n_heads for layer in self.heads])  # (head)
+        self._tokens: torch.Tensor | None = None  # as the layers are given them
         self._keys: dict[int, torch.Tensor] = {}
         self._attended: torch.Tensor | None = None  # (image, head, column) of the call under way
         self._counts: list[torch.Tensor] = []  # (image, concept, head) of each generation
+
+    def tokens(self, text: torch.Tensor) -> torch.Tensor:
+        """(token, channel) of a text (word, token, channel): the start token's, then every word's own."""
+        return torch.cat([text[0, :1], text[self._own.to(text.device)]])
 
     def start(self, generation: Generation) -> None:
         self._vote()
@@ -92,15 +104,24 @@ class RelevanceCounter(Trace):
         parts = self._attended.split([layer.n_heads for layer in self.heads], dim=1)
         return {number: part.flatten() for number, part in enumerate(parts)}
 
-    def attend(self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor, seen: Outputs) -> None:
+    def attend(
+        self,
+        number: int,
+        attention: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        bias: torch.Tensor | None,
+        seen: Outputs,
+    ) -> None:
         assert self._attended is not None
-        if number not in self._keys:
-            # As the layer gets its text: weights may be stored in another type. `forward` rather than a call: hooks
-            # of our own, and of others, are for the model's use.
+        if number not in self._keys:  # as the layer gets its text: weights may be stored in another type
             generation = self.generations[-1]
             with torch.autocast(query.device.type, enabled=generation.autocast):
-                projected = attention.to_k.forward(self.tokens.to(query.device, generation.dtype))
-            self._keys[number] = projected.float() * attention.scale
+                if self._tokens is None:
+                    text = self.text.to(query.device, generation.dtype)
+                    self._tokens = self.tokens(self.family.project(self.network, text))
+                keys = self.family.keys(attention, self._tokens)
+            self._keys[number] = keys.float() * query.shape[-1] ** -0.5
         keys = self._keys[number]
         n_heads, index, bias = query.shape[1], self._index[number], self._bias[number]
         chosen = keys[index]  # (image, column, head * channel)
@@ -158,7 +179,7 @@ def score_heads(
     Parameters
     ----------
     pipe : diffusers.DiffusionPipeline
-        Of Stable Diffusion 1.x, 2.x or XL.
+        Of a model whose heads attend to words alone, see `supported_models`.
     concepts : mapping of str to list of str
         Name -> words, for two concepts or more.
     seed : int
@@ -194,26 +215,58 @@ def score_heads(
         yield counter
 
 
-def _encode_words(pipe: Any, words: list[str]) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-    """Encode each word by itself: start token, word, end token.
+def _encode_words(family: Family, pipe: Any, words: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each word by itself, as the pipeline encodes prompts.
 
-    Returns the embeddings (token, channel): the start token's, then every word's semantic tokens; and for
-    each word the position of its first token in them and the number of its tokens.
+    Returns the embeddings (word, token, channel), and which tokens are the word's own: no start, end or padding, nor
+    what the model reads around a prompt.
     """
+    texts = [text for text in family.texts(pipe) if text.encoder is not None]
+    longest = max(len(word_tokens(text.tokenizer, word)) for text in texts for word in words)
+    encoded, own = [], []
+    for at in range(0, len(words), WORDS_AT_ONCE):
+        some, heard = words[at : at + WORDS_AT_ONCE], Embeddings()
+        with ExitStack() as stack, torch.no_grad():
+            for text in texts:
+                see = partial(_hear, heard, text)
+                stack.callback(text.encoder.register_forward_hook(see, with_kwargs=True).remove)
+            states = family.encode(pipe, some, longest + SPECIALS)
+        if states is None:
+            return _encode_for_clip(pipe, words, longest)
+        sums = Sums(states)
+        places = torch.zeros(states.shape[:2], dtype=torch.bool)
+        for row, word in enumerate(some):
+            for tokens in heard.decipher(sums, row) or []:
+                mine = tokens.own or [True] * len(tokens.ids)
+                special = tokens.tokenizer.all_special_ids
+                kept = [i not in special and own for i, own in zip(tokens.ids, mine, strict=True)]
+                places[row, tokens.first : tokens.first + len(kept)] = torch.tensor(kept)
+            if not places[row].any():
+                raise ValueError(f"{word!r} does not reach the network of this {type(pipe).__name__} as a text.")
+        encoded.append(states.cpu())
+        own.append(places)
+    return torch.cat(encoded), torch.cat(own)
+
+
+def _hear(heard: Embeddings, text: Text, encoder: Any, args: tuple, kwargs: dict, output: Any) -> None:
+    heard.on_text_encoder(text, args, kwargs, output)
+
+
+def _encode_for_clip(pipe: Any, words: list[str], longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`_encode_words` by CLIP's encoders, one or two: a start token, the word's own, an end token."""
     suffixes = [s for s in ("", "_2") if getattr(pipe, f"text_encoder{s}", None) is not None]
     parts = [(getattr(pipe, f"tokenizer{s}"), getattr(pipe, f"text_encoder{s}")) for s in suffixes]
-    lengths = np.array([len(word_tokens(parts[0][0], word)) for word in words])
-    kept: list[torch.Tensor] = []
+    lengths = torch.tensor([len(word_tokens(parts[0][0], word)) for word in words])
+    encoded = []
     for at in range(0, len(words), WORDS_AT_ONCE):
         batch = [
             _encode(pipe, tokenizer, encoder, words[at : at + WORDS_AT_ONCE], penultimate="_2" in suffixes)
             for tokenizer, encoder in parts
         ]
         states = torch.cat(batch, dim=-1)
-        if not kept:
-            kept.append(states[0, :1])
-        kept += [state[1 : 1 + n] for state, n in zip(states, lengths[at:], strict=False)]
-    return torch.cat(kept), 1 + np.cumsum(lengths) - lengths, lengths
+        encoded.append(F.pad(states, (0, 0, 0, longest + SPECIALS - states.shape[1])))
+    places = torch.arange(longest + SPECIALS)
+    return torch.cat(encoded), (places >= 1) & (places <= lengths[:, None])
 
 
 @torch.no_grad()

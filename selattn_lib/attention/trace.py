@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import torch
 
-from ..models.families import Outputs, find_family
+from ..models.families import Outputs, Sizes, find_family
 from ..models.heads import cross_attention_heads
 from ..models.tokens import Prompt
 from .pipeline_calls import PipelineCall, pipeline_calls
@@ -70,7 +70,8 @@ class Trace:
                 f"{type(pipe).__name__} has no {names or 'tokenizer'}, so the words of `prompt` cannot be found: load "
                 "the pipeline with its tokenizers, which are small."
             )
-        self._rows = Rows(pipe, self._texts, given or None, self.network.config.out_channels or 0)
+        channels = self.network.config.get("out_channels") or self.network.config.in_channels
+        self._rows = Rows(pipe, self._texts, given or None, channels, partial(self.family.encode, pipe))
         self._signature = inspect.signature(type(self.network).forward)
         self._host = torch.zeros(1, pin_memory=torch.cuda.is_available())
         self._total = self._host.numpy()  # read without asking PyTorch, and so without waiting for a GPU
@@ -109,11 +110,20 @@ class Trace:
         """The layers for which `attend` is to be handed the values and what became of them."""
         return set()
 
-    def attend(self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor, seen: Outputs) -> None:
+    def attend(
+        self,
+        number: int,
+        attention: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        bias: torch.Tensor | None,
+        seen: Outputs,
+    ) -> None:
         """Layer `number` attends with query and key, (image, head, pixel or token, channel), the text's keys first.
 
-        `seen` has the outputs of its submodules, (image, ...), and "used", what its heads put out together, where that
-        was asked for by `to_prove`.
+        `bias` (image, head or 1, pixel or 1, token) is added to their products, where the layer has a mask. `seen` has
+        "value" (image, head, token, channel) and "used", what the heads put out together (image, pixel, head *
+        channel), where that was asked for by `to_prove`, and what an adapter's projections put out.
         """
         raise NotImplementedError
 
@@ -140,11 +150,12 @@ class Trace:
                     hook(text.encoder.register_forward_hook, see, with_kwargs=True)
             for number in self.layers:
                 attention = self.modules[number]
-                for name in dict.fromkeys((*self.family.watched(attention), *self.family.values(attention))):
+                for name in dict.fromkeys((*self.family.watched(attention), *self.family.projections(attention))):
                     see = partial(self._on_projection, number, name)
                     hook(attention.get_submodule(name).register_forward_hook, see)
-                if getattr(attention, "to_out", None) is not None:
-                    hook(attention.to_out[0].register_forward_pre_hook, partial(self._on_used, number), prepend=True)
+                if (out := getattr(attention, "to_out", None)) is not None:
+                    out = out[0] if isinstance(out, torch.nn.ModuleList) else out
+                    hook(out.register_forward_pre_hook, partial(self._on_used, number), prepend=True)
                 hook(attention.register_forward_hook, partial(self._on_layer, number), with_kwargs=True)
             yield self
             self._end_of_call(wait=True)
@@ -307,24 +318,50 @@ class Trace:
             raise ValueError(
                 f"{self._named(number)} ran twice in one call of the network, which capture cannot follow."
             )
-        if kwargs.get("attention_mask") is not None:
-            raise ValueError(f"{self._named(number)} was given a mask, which capture does not reproduce.")
         if "used" not in outputs and number in self._unproven and getattr(attention, "to_out", None) is None:
-            outputs["used"] = output[:, generation.n_tokens :]  # text and image as one sequence
-        batch = len(outputs[watched[0]])
-        conditional = {name: value[self._reading.rows] for name, value in outputs.items() if len(value) == batch}
+            outputs["used"] = output
+        batch, rows = len(outputs[watched[0]]), self._reading.rows
+        conditional = {name: value[rows] for name, value in outputs.items() if len(value) == batch}
+        options = {
+            name: value[rows] if torch.is_tensor(value) and value.ndim and len(value) == batch else value
+            for name, value in kwargs.items()
+        }
         outputs.clear()
         self._ran.add(number)
+        grid = self.heads.layers[number].grid(generation.latent)
+        sizes = Sizes(generation.n_tokens, prod(grid))
         with torch.autocast(generation.device.type, enabled=False):
-            query, key = self.family.query_key(attention, conditional, generation.n_tokens, kwargs)
-            grid = self.heads.layers[number].grid(generation.latent)
+            query, key = self.family.query_key(attention, conditional, sizes, options)
             if query.shape[2] != prod(grid):
                 raise RuntimeError(
                     f"{self._named(number)} has {query.shape[2]} pixels, where latents of {generation.latent} make "
                     f"{grid}: this pipeline merges pixels, or shows the network more than the picture."
                 )
+            bias = self._as_bias(number, self.family.mask(attention, sizes, options), query, key)
+            if number in self._unproven and {*self.family.projections(attention), "used"} <= conditional.keys():
+                conditional["value"] = self.family.value(attention, conditional, sizes)
+                conditional["used"] = self.family.used(attention, conditional["used"], sizes)
             generation.seen.add(number)
-            self.attend(number, attention, query, key, conditional)
+            self.attend(number, attention, query, key, bias, conditional)
+
+    def _as_bias(
+        self, number: int, mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor
+    ) -> torch.Tensor | None:
+        """A layer's mask as what is added to queries times keys: (image, head or 1, pixel or 1, token)."""
+        if mask is None:
+            return None
+        mask = mask[(slice(None), *[None] * (4 - mask.ndim))]  # (row, key) and (row, pixel, key) are for every head
+        try:
+            mask.expand(*query.shape[:3], key.shape[2])
+        except RuntimeError:
+            mask = None
+        if mask is None or not self.family.masked:
+            raise ValueError(f"{self._named(number)} was given a mask, which capture does not reproduce.")
+        return (
+            torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, -torch.inf)
+            if mask.dtype == torch.bool
+            else mask.float()
+        )
 
     def _named(self, number: int) -> str:
         return f"{self.heads.layers[number].name} ({type(self.modules[number].processor).__name__})"

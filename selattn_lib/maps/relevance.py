@@ -19,12 +19,13 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 
 from ..concepts import load_concepts
 from ..emoji.control import PLANTED
-from ..models.families import UNet
+from ..models.families import FAMILIES
 from ..models.pipelines import CONTROL, EMBEDDED
 from .head_sets import first_heads
 
 SHIPPED = {EMBEDDED: PLANTED.parent / "hrv.npz", CONTROL: PLANTED / "hrv.npz"}
-HEAD_NAME = re.compile(r"(down|mid|up), layer: (\d+), head: (\d+)")
+BLOCKS = list(dict.fromkeys(block for family in FAMILIES for block in family.blocks))
+HEAD_NAME = re.compile(rf"({'|'.join(BLOCKS)}), layer: (\d+), head: (\d+)")
 
 
 @dataclass(frozen=True)
@@ -265,7 +266,7 @@ def _table(values: np.ndarray, concepts: Sequence[str], heads: Sequence[str], so
             f"{source} names heads {bad[:3]}: expected names such as 'down, layer: 0, head: 3', each once."
         )
     parts = [part for head in heads if (part := HEAD_NAME.fullmatch(head))]
-    rank = [(UNet.blocks.index(part[1]), int(part[2]), int(part[3])) for part in parts]
+    rank = [(BLOCKS.index(part[1]), int(part[2]), int(part[3])) for part in parts]
     coords = {"concept": list(concepts), "head": list(heads)}
     table = xr.DataArray(values, dims=("concept", "head"), coords=coords)
     return table.isel(head=sorted(range(len(heads)), key=rank.__getitem__))

@@ -76,11 +76,11 @@ def load_pipeline(
     name : str or path
         "emoji-sd" or "emoji-control" (shipped, need no network; "emoji-control@0.5" is half-way from the one to the
         other, see `dose_of`), "sd14", "sd15", "sd21", "sdxl", a Hugging Face hub id "owner/model", or
-        a local folder; of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, or FLUX.1.
+        a local folder; of a model in `supported_models`.
     device : str, optional
         See `pick_device`.
     dtype : torch.dtype, optional
-        By default float32, but on CUDA float16, or bfloat16 for Stable Diffusion 3 and FLUX.
+        By default float32, but on CUDA float16, or bfloat16 for transformers.
     revision : str, optional
         Of a hub id, a branch, tag or commit; the newest by default.
     offload : bool
@@ -109,13 +109,7 @@ def load_pipeline(
     if offload and device == "cpu":
         raise ValueError("offload=True on the cpu, where the model already is: expected a device of cuda or mps")
     source, index = model_source(name), model_index(name, revision)
-    networks = {family.network.__name__: family.part for family in FAMILIES}
-    parts = {part: index[part][1] for part in ("unet", "transformer") if index.get(part)}
-    if not any(networks.get(network) == part for part, network in parts.items()):
-        raise ValueError(
-            f"model {str(name)!r} is a {index.get('_class_name')} with {parts or 'no unet and no transformer'}; "
-            f"expected a pipeline of a {', '.join(networks)}"
-        )
+    _network(name, index)
     settings: Any = {"dtype": dtype or DTYPES[default_dtype(name, device, revision)], "revision": revision}
     if "safety_checker" in index:
         settings |= {"safety_checker": None, "requires_safety_checker": False}
@@ -197,8 +191,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def unet_layout(name: str | Path) -> UNet2DConditionModel:
-    """The UNet of a model without its weights, from its configuration alone: enough to list its heads.
+def unet_layout(name: str | Path) -> Any:
+    """The UNet or transformer of a model without its weights, from its configuration alone: enough to list its heads.
 
     Parameters
     ----------
@@ -207,13 +201,13 @@ def unet_layout(name: str | Path) -> UNet2DConditionModel:
 
     Returns
     -------
-    diffusers.UNet2DConditionModel
-        On PyTorch's meta device.
+    diffusers.ModelMixin
+        Such as a `UNet2DConditionModel`, on PyTorch's meta device.
 
     Raises
     ------
     ValueError, OSError
-        As `load_pipeline`; ValueError too if the model has no UNet.
+        As `load_pipeline`.
 
     Examples
     --------
@@ -224,11 +218,22 @@ def unet_layout(name: str | Path) -> UNet2DConditionModel:
         if str(name) in ("sd14", "sd15"):
             return UNet2DConditionModel(64, cross_attention_dim=768)  # the other defaults are Stable Diffusion v1's
         source = model_source(name)
-        if "unet" not in model_index(name):
-            raise ValueError(f"model {str(name)!r} has no UNet: expected one of Stable Diffusion 1.x, 2.x or XL")
+        network, part = _network(name, model_index(name))
         with explaining_load_errors(str(name), source):
-            config = within(INDEX_LIMIT, UNet2DConditionModel.load_config, source, subfolder="unet")
-            return UNet2DConditionModel.from_config(config)
+            config = within(INDEX_LIMIT, network.load_config, source, subfolder=part)
+            return network.from_config(config)
+
+
+def _network(name: str | Path, index: dict[str, Any]) -> tuple[Any, str]:
+    """The class of a model's UNet or transformer, and which part it is; ValueError if it is of no known family."""
+    parts = {part: index[part][1] for part in ("unet", "transformer") if index.get(part)}
+    for family in FAMILIES:
+        if parts.get(family.part) == family.network.__name__:
+            return family.network, family.part
+    raise ValueError(
+        f"model {str(name)!r} is a {index.get('_class_name')} with {parts or 'no unet and no transformer'}; "
+        f"expected a pipeline of a {', '.join(family.network.__name__ for family in FAMILIES)}"
+    )
 
 
 def model_source(name: str | Path) -> str:

@@ -1,6 +1,7 @@
 """Where the words of a prompt are among the tokens that a model sees."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -13,11 +14,19 @@ BYTES = {symbol: byte for byte, symbol in bytes_to_unicode().items()}  # what by
 
 @dataclass
 class Tokens:
-    """A prompt as one tokenizer cuts it, and where in the text that the model sees its first token lies."""
+    """A prompt as one tokenizer cuts it, where in the text that the model sees its first token lies, and which of the
+    tokens are the prompt's own (None: all), where the model reads it within instructions or the turns of a chat."""
 
     tokenizer: Any
     ids: list[int]
     first: int
+    own: list[bool] | None = None
+
+    @property
+    def content(self) -> list[int]:
+        """The ids of the prompt's own tokens, without specials."""
+        own = self.own or [True] * len(self.ids)
+        return content(self.tokenizer, [i for i, mine in zip(self.ids, own, strict=True) if mine])
 
 
 Prompt = list[Tokens]  # the same prompt, once for each stretch of the text
@@ -35,6 +44,22 @@ def ids_of(tokenizer: Any, text: str, **settings: Any) -> list[int]:
         if len(vectors) > 1 and not any(vector in text for vector in vectors[1:]):
             text = text.replace(learned, " ".join(vectors))
     return tokenizer(text, **(settings or {"add_special_tokens": False, "verbose": False})).input_ids
+
+
+def own_tokens(ids: Sequence[int], empty: Sequence[int], padding: int | None) -> list[bool]:
+    """Which of the ids that an encoder reads for a prompt are the prompt's own, rather than what stands around it, as
+    around an `empty` prompt."""
+    real = [place for place, i in enumerate(ids) if i != padding]
+    if not real:
+        return [False] * len(ids)
+    start, stop, around = real[0], real[-1] + 1, [i for i in empty if i != padding]
+    before = after = 0
+    while before < min(len(around), stop - start) and ids[start + before] == around[before]:
+        before += 1
+    rest = min(len(around), stop - start) - before
+    while after < rest and ids[stop - 1 - after] == around[-1 - after]:
+        after += 1
+    return [start + before <= place < stop - after for place in range(len(ids))]
 
 
 def added_tokens(tokenizer: Any) -> set[str]:
@@ -96,13 +121,16 @@ def find_word(word: str, tokens: Tokens) -> list[int]:
     else:
         ids = word_tokens(tokenizer, plain)
         pieces = _pieces(tokenizer, tokens.ids)
+        if tokens.own is not None:
+            pieces = [piece if own else "\n" for piece, own in zip(pieces, tokens.own, strict=True)]
         owner = [place for place, piece in enumerate(pieces) for _ in piece]  # of each character
         pattern = re.escape(_letters("".join(_pieces(tokenizer, ids)).strip()))
         spans = re.finditer(rf"(?<!\w){pattern}(?!\w)", _letters("".join(pieces)), re.IGNORECASE)
         matches = [owner[span.start() : span.end()] for span in spans]
     if not matches:
-        shown = tokenizer.convert_ids_to_tokens(content(tokenizer, tokens.ids))
-        all_read = ", all that the model reads of it" if len(shown) >= len(tokens.ids) - 2 else ""
+        shown = tokenizer.convert_ids_to_tokens(tokens.content)
+        read = len(tokens.ids) if tokens.own is None else sum(tokens.own)
+        all_read = ", all that the model reads of it" if len(shown) >= read - 2 else ""
         raise ValueError(
             f"{plain!r} (tokens {tokenizer.convert_ids_to_tokens(ids)}) is not in the prompt, which has the "
             f"tokens {shown}{all_read}. Ask for words as they stand in the prompt."

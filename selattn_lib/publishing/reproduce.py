@@ -20,6 +20,7 @@ from nbformat.v4 import new_markdown_cell
 from tqdm import tqdm
 
 from ..concepts import benchmark_words
+from ..models.families import find_family
 from ..models.heads import cross_attention_heads
 from ..models.pipelines import DTYPES, model_source, pick_device, unet_layout
 from ..studies.base import StudyBase, concepts_of, is_lack_of_memory, runs_folder
@@ -232,22 +233,16 @@ def outcomes(study: Study | DiagnosisStudy) -> list[str]:
 def time_call(unet: Any, device: str, dtype: str, images: int) -> tuple[float, int]:
     """(seconds, bytes) that one call takes of a UNet without weights (see `unet_layout`), on so many images under
     guidance: on CUDA the peak, else the weights' bytes. MemoryError if it does not fit."""
-    config, rows = unet.config, 2 * images
     zeros = partial(torch.zeros, device=device, dtype=DTYPES[dtype])
     try:
         unet = torch.nn.Module.to(unet, DTYPES[dtype]).to_empty(device=device)  # diffusers' own `to` warns
         for weight in unet.parameters():
             weight.data.zero_()
-        more = {}
-        if config.addition_embed_type == "text_time":  # Stable Diffusion XL
-            pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-            more = {"text_embeds": zeros(rows, pooled), "time_ids": zeros(rows, 6)}
-        sample = zeros(rows, config.in_channels, config.sample_size, config.sample_size)
-        text = zeros(rows, 77, config.cross_attention_dim)
+        arguments = find_family(unet)[0].example(unet, 2 * images, zeros)
         for _ in range(1 if device == "cpu" else 3):  # the first on a card prepares
             start = time.perf_counter()
             with torch.no_grad():
-                unet(sample, 500, text, added_cond_kwargs=more).sample.sum().item()
+                unet(**arguments, return_dict=False)[0].sum().item()
             seconds = time.perf_counter() - start
     except (RuntimeError, MemoryError) as error:
         if not is_lack_of_memory(error):

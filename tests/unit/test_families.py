@@ -1,30 +1,83 @@
 """Every family of models that can be captured, on a tiny model of its true class and layout."""
 
 from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny_families
 import torch
 import torch.nn.functional as F
+from diffusers import WanTransformer3DModel
 from tiny_families import CLIP_TOKENS
+from tiny_sd import build_pipeline as build_sd1
 from tiny_sd import generate
 
 from selattn_lib.attention.capture import capture
 from selattn_lib.attention.scoring import score_heads
+from selattn_lib.models.families import find_family
 from selattn_lib.models.heads import cross_attention_heads
+from selattn_lib.models.pipelines import unet_layout
+from selattn_lib.models.supported import supported_models
 from selattn_lib.models.tokens import Tokens, find_word
+from selattn_lib.publishing.reproduce import time_call
+from selattn_lib.studies.relevance import RelevanceStudy, relevance_for
 
 CONCEPTS = {"Animals": ["bear", "cat", "lampcat"], "Things": ["desk", "oak tree"]}
 
 T5_TOKENS = 12
-FAMILIES = ["sd2", "sdxl", "sd3", "sd35", "flux"]
 PROMPTS = ["photo of a bear", "a bear on the desk"]
-# Where "bear" is in the two prompts. CLIP puts a start token first, T5 does not; SD3 sees CLIP's tokens, then T5's.
+PIXELS = 4 * 6  # of a transformer with patches of 2 x 2, for 64 x 96 pixels
+
+
+@dataclass(frozen=True)
+class Case:
+    """Where "bear" is in what the model reads of the two prompts, and how its pipeline is called.
+
+    `text_at` is where the text's keys begin, where they share the softmax with the image's; -1: the image comes last.
+    """
+
+    where: list
+    text_at: int | None = None
+    guided: dict = field(default_factory=lambda: {"negative_prompt": ["a dog"] * 2})
+    alone: dict = field(default_factory=lambda: {"guidance_scale": 1.0})  # without guidance
+    settings: dict = field(default_factory=dict)
+    negative: str = "before"  # the rows with the prompts, "after" them, or in calls "apart"
+
+
+# CLIP puts a start token first, T5 does not; SD3 sees CLIP's tokens, then T5's; Hunyuan-DiT BERT's 77, then T5's.
 CLIP, T5 = [[4], [2]], [[3], [1]]
 BOTH = [[[4], [CLIP_TOKENS + 3]], [[2], [CLIP_TOKENS + 1]]]
+CHAT = [[9], [7]]  # after "<|im_start|>", "user" in letters, and the end of the line
+INSTRUCTED = [[165], [163]]  # after the system message
+SHORT, WHOLE = {"max_sequence_length": T5_TOKENS}, {"use_resolution_binning": False}
+FAMILIES = {
+    "sd2": Case(CLIP),
+    "sdxl": Case(CLIP),
+    "kolors": Case([[-1], [-4]], settings=SHORT),
+    "pixart": Case(T5, settings=WHOLE | SHORT),
+    "pixart_sigma": Case(T5, settings=WHOLE | SHORT),
+    "sana": Case(CLIP, settings=WHOLE | SHORT),
+    "hunyuan": Case([[[4], [77 + 3]], [[2], [77 + 1]]], settings=WHOLE),
+    "sd3": Case(BOTH, PIXELS, settings=SHORT),
+    "sd35": Case(BOTH, PIXELS, settings=SHORT),
+    "flux": Case(
+        T5, -1, {"negative_prompt": ["a dog"] * 2, "true_cfg_scale": 2.0}, alone={}, settings=SHORT, negative="apart"
+    ),
+    "chroma": Case(T5, -1, settings=SHORT, negative="apart"),
+    "klein": Case(CHAT, -1, guided={}, settings={"max_sequence_length": 48}, negative="apart"),
+    "flux2": Case(INSTRUCTED, -1, guided={}, alone={}, settings={"max_sequence_length": 256}, negative="after"),
+    # Of several pictures under guidance, the pipeline gives its network too few timesteps.
+    "prx": Case([[19], [16]], -1, {"guidance_scale": 1.0}, settings=WHOLE | {"guidance_scale": 1.0}, negative="after"),
+    "prx_pixel": Case(T5, -1, {"guidance_scale": 1.0}, settings=WHOLE | {"guidance_scale": 1.0}, negative="after"),
+    "qwen": Case(T5, -1, alone={}, negative="apart"),
+    "zimage": Case(CHAT, 32, settings={"max_sequence_length": 48}, alone={"guidance_scale": 0.0}, negative="after"),
+}
 
 
 @cache
@@ -38,9 +91,8 @@ def network_of(pipe):
 
 def draw(name, prompt=PROMPTS, **settings):
     """Two steps at a size that is not square."""
-    if name in ("sd3", "sd35", "flux"):
-        settings["max_sequence_length"] = T5_TOKENS
-    return generate(build(name), prompt, height=64, width=96, **settings)
+    settings = deepcopy(FAMILIES[name].settings | settings)  # Z-Image writes into lists of prompts
+    return generate(build(name), deepcopy(prompt), height=64, width=96, **settings)
 
 
 @contextmanager
@@ -51,11 +103,15 @@ def attention_seen(pipe):
     seen = [[] for _ in cross_attention_heads(pipe)]
     real = F.scaled_dot_product_attention
 
-    def spy(query, key, *args, **kwargs):
+    def spy(query, key, value, attn_mask=None, *args, **kwargs):
         if inside:
             logits = torch.einsum("bhqc,bhkc->bhqk", query.double(), key.double()) / query.shape[-1] ** 0.5
+            if attn_mask is not None:
+                logits = (
+                    logits.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else logits + attn_mask
+                )
             seen[inside[-1]].append(logits.softmax(dim=-1))
-        return real(query, key, *args, **kwargs)
+        return real(query, key, value, attn_mask, *args, **kwargs)
 
     hooks = []
     for i, layer in enumerate(cross_attention_heads(pipe)):
@@ -71,14 +127,12 @@ def attention_seen(pipe):
 
 
 def columns(name, probabilities, where):
-    """(head, pixel) mean of the columns `where` of one row, for the image's queries."""
-    if name in ("sd3", "sd35"):  # image first, then text
-        pixels = probabilities.shape[-1] - CLIP_TOKENS - T5_TOKENS
-        stretches = [probabilities[:, :pixels, [pixels + i for i in places]].mean(-1) for places in where]
-        return torch.stack(stretches).mean(0)
-    if name == "flux":  # text first, then image
-        probabilities = probabilities[:, T5_TOKENS:]
-    return probabilities[:, :, where].mean(-1)
+    """(head, pixel) mean of the columns `where` of one row, for the image's queries; of each stretch, then of both."""
+    text_at = FAMILIES[name].text_at
+    if text_at is not None:
+        probabilities = probabilities[:, -PIXELS:] if text_at < 0 else probabilities[:, :PIXELS, text_at:]
+    stretches = where if isinstance(where[0], list) else [where]
+    return torch.stack([probabilities[:, :, places].mean(-1) for places in stretches]).mean(0)
 
 
 def assert_maps_equal(name, maps, seen, rows, where, word=0):
@@ -96,41 +150,57 @@ def assert_maps_equal(name, maps, seen, rows, where, word=0):
     assert len(by_head) == len(maps.heads)
 
 
-def where_bear(name):
-    return {"flux": T5, "sd3": BOTH, "sd35": BOTH}.get(name, CLIP)
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_batch_under_guidance_equals_the_models_own_attention_and_changes_nothing(name):
-    pipe, guided = build(name), {"negative_prompt": ["a dog"] * 2, "num_images_per_prompt": 2}
-    if name == "flux":
-        guided["true_cfg_scale"] = 2.0
+    pipe, case = build(name), FAMILIES[name]
+    guided = case.guided | {"num_images_per_prompt": 2}
     plain = draw(name, **guided)
     hooks = count_all_hooks(pipe)
     with attention_seen(pipe) as seen, capture(pipe, ["bear"]) as maps:
         captured = draw(name, **guided)
     assert np.array_equal(plain, captured)
     assert count_all_hooks(pipe) == hooks  # transformers has some of its own
-    if name == "flux":  # a call with the prompts, a call with the negative prompts, and so on
+    if case.negative == "apart":  # a call with the prompts, a call with the negative prompts, and so on
         assert {len(calls) for calls in seen} == {4}
-        seen, first = [calls[::2] for calls in seen], 0
-    else:
-        assert {len(calls) for calls in seen} == {2}
-        first = 4
-    where = [each for each in where_bear(name) for _ in range(2)]
+        seen = [calls[::2] for calls in seen]
+    assert {len(calls) for calls in seen} == {2}
+    first = 4 if case.negative == "before" else 0
+    where = [each for each in case.where for _ in range(2)]
     assert_maps_equal(name, maps, seen, range(first, first + 4), where)
     assert maps.heatmap("bear", image=3).shape == (64, 96)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_one_image_without_guidance(name):
-    pipe = build(name)
-    settings = {} if name == "flux" else {"guidance_scale": 1.0}
-    plain = draw(name, PROMPTS[0], **settings)
+    pipe, case = build(name), FAMILIES[name]
+    plain = draw(name, PROMPTS[0], **case.alone)
     with attention_seen(pipe) as seen, capture(pipe, "bear") as maps:
-        captured = draw(name, PROMPTS[0], **settings)
+        captured = draw(name, PROMPTS[0], **case.alone)
     assert np.array_equal(plain, captured)
-    assert_maps_equal(name, maps, seen, [0], where_bear(name)[:1])
+    assert_maps_equal(name, maps, seen, [0], case.where[:1])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_layer_puts_out_what_its_captured_attention_makes(name, monkeypatch):
+    """As for a processor that is not known; and one that does something else is found out."""
+    monkeypatch.setattr("selattn_lib.attention.proof.EXACT", set())
+    with capture(build(name), "bear") as maps:
+        draw(name, steps=1)
+    assert maps.head_maps().n_images == 2
+    attend = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda query, *args, **kw: attend(1.2 * query, *args, **kw))
+    with pytest.raises(ValueError, match="does not draw with softmax"), capture(build(name), "bear"):
+        draw(name, steps=1)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prompts_of_embeddings_made_elsewhere_are_said(name):
+    pipe = build(name)
+    with capture(pipe, "bear", prompt=PROMPTS[0]) as maps:
+        draw(name, PROMPTS[0], steps=1)
+    assert maps.head_maps().n_images == 1
+    with pytest.raises(ValueError, match="cat"), capture(pipe, "bear", prompt="a bear on a cat"):
+        draw(name, PROMPTS[0], steps=1)
 
 
 @pytest.mark.parametrize("name, dtype", [("sd2", torch.float16), ("sdxl", torch.bfloat16), ("sd35", torch.float16),
@@ -144,7 +214,17 @@ def test_half_precision_is_as_exact(name, dtype):
             draw(name, PROMPTS[0])
     finally:
         build.cache_clear()  # what was rounded stays so
-    assert_maps_equal(name, maps, seen, [0 if name == "flux" else 1], where_bear(name)[:1])
+    assert_maps_equal(name, maps, seen, [0 if name == "flux" else 1], FAMILIES[name].where[:1])
+
+
+@pytest.mark.parametrize("name", ["prx", "prx_pixel"])
+def test_one_image_of_prx_under_guidance(name):
+    pipe, guided = build(name), {"guidance_scale": 3.0, "negative_prompt": "a dog"}
+    plain = draw(name, PROMPTS[0], **guided)
+    with attention_seen(pipe) as seen, capture(pipe, "bear") as maps:
+        captured = draw(name, PROMPTS[0], **guided)
+    assert np.array_equal(plain, captured)
+    assert_maps_equal(name, maps, seen, [1], T5[:1])
 
 
 def count_all_hooks(pipe):
@@ -288,17 +368,91 @@ def test_sdxl_scores_heads_by_words_as_its_encoders_read_them():
         states = pipe.encode_prompt(words, device="cpu", do_classifier_free_guidance=False)[0]
     lengths = [len(pipe.tokenizer(word, add_special_tokens=False).input_ids) for word in words]
     semantic = [state[1 : 1 + n] for state, n in zip(states, lengths, strict=True)]
-    torch.testing.assert_close(votes.tokens, torch.cat([states[0, :1], *semantic]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(votes.tokens(votes.text), torch.cat([states[0, :1], *semantic]), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["sd35", "flux"])
+# Where a word's tokens are in what the model reads of the word alone.
+ALONE = {"pixart": [0], "sana": [1], "hunyuan": [1, 77]}
+
+
+@contextmanager
+def queries_and_keys(pipe):
+    """Yield, for each layer, what the model hands to PyTorch's attention, one (query, key) a call."""
+    real, seen = F.scaled_dot_product_attention, []
+
+    def spy(query, key, *args, **kwargs):
+        seen.append((query, key))
+        return real(query, key, *args, **kwargs)
+
+    layers, hooks, kept = list(cross_attention_heads(pipe)), [], [[] for _ in cross_attention_heads(pipe)]
+    for i, layer in enumerate(layers):
+        module = network_of(pipe).get_submodule(layer.name)
+        hooks.append(module.register_forward_hook(lambda *_, i=i: kept[i].append(seen[-1])))
+    try:
+        with mock.patch.object(F, "scaled_dot_product_attention", spy):
+            yield kept
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_cross_attention_transformers_vote_by_the_keys_that_they_make_of_words(name):
+    """Eq. 3 from the model's own queries, and the keys that it makes of each word as a prompt."""
+    pipe, words = build(name), {"Animals": "bear", "Things": "oak tree"}
+    concepts = {concept: [word] for concept, word in words.items()}
+    with queries_and_keys(pipe) as drawn, score_heads(pipe, concepts) as votes:
+        captured = draw(name, PROMPTS[0])
+    assert np.array_equal(captured, draw(name, PROMPTS[0]))
+    keys = []
+    for n_tokens, word in enumerate(words.values(), start=1):
+        places = [place + i for place in ALONE[name] for i in range(n_tokens)]
+        with queries_and_keys(pipe) as alone:
+            draw(name, word, steps=1)
+        keys.append([calls[0][1][1][:, places] for calls in alone])  # (head, token, channel) of each layer
+    expected = np.zeros((2, len(votes.heads)), int)
+    for layer, calls, *by_word in zip(votes.heads, drawn, *keys, strict=True):
+        for query, _ in calls:
+            logits = query[1] @ torch.cat(by_word, dim=1).transpose(1, 2) * query.shape[-1] ** -0.5
+            first, second = logits.softmax(-1).mean(1).split([key.shape[1] for key in by_word], dim=-1)
+            winner = (second.mean(-1) > first.mean(-1)).int().numpy()
+            expected[winner, layer.first + np.arange(layer.n_heads)] += 1
+    np.testing.assert_array_equal(votes.counts()[0], expected)
+    assert expected.sum() == 2 * len(votes.heads) and (expected.sum(1) > 0).all()
+
+
+def test_t5_puts_no_start_token_before_a_word():
+    with pytest.raises(ValueError, match="PixArtAlphaPipeline puts no start token"):
+        with score_heads(build("pixart"), CONCEPTS, start_token=True):
+            pass
+
+
+def test_studies_measure_and_take_the_head_relevance_of_a_transformer(tmp_path, monkeypatch):
+    monkeypatch.setenv("SELATTN_RUNS", str(tmp_path / "runs"))
+    pipe, model = tiny_families.build_pixart(), str(tmp_path / "pixart")
+    pipe.transformer.register_to_config(sample_size=32)  # the least that its pipeline takes
+    pipe.save_pretrained(model)
+    settings = {"images": 2, "steps": 1, "concepts": CONCEPTS, "texts": ["a bear on the desk"]}
+    relevance = RelevanceStudy(model=model, **settings).run()
+    assert relevance.scores["head"].values.tolist() == cross_attention_heads(pipe).names
+    assert relevance.scores["head"].values[0] == "cross, layer: 0, head: 0" and (relevance.scores.sum() > 0)
+    relevance.save(tmp_path / "hrv.npz")
+    taken = relevance_for(model, tmp_path / "hrv.npz")
+    np.testing.assert_allclose(taken.scores, relevance.scores)
+    seconds, memory = time_call(unet_layout(model), "cpu", "fp32", 1)
+    assert seconds > 0 and memory == sum(weight.nbytes for weight in pipe.transformer.parameters())
+    with pytest.raises(ValueError, match="FluxTransformer2DModel cannot be scored"):
+        time_call(build("flux").transformer, "cpu", "fp32", 1)
+
+
+@pytest.mark.parametrize("name", ["sd35", "flux", "zimage"])
 def test_joint_attention_cannot_be_scored(name):
-    with pytest.raises(ValueError, match="Expected: Stable Diffusion 1.x, 2.x or XL"):
+    with pytest.raises(ValueError, match="Expected: Stable Diffusion 1.x, .*, Kolors, PixArt"):
         with score_heads(build(name), CONCEPTS):
             pass
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["sd2", "sdxl", "pixart", "hunyuan", "sd3", "sd35", "flux", "chroma"])
 def test_fused_projections_are_refused_layer_by_layer(name):
     network = network_of(build(name))
     n_layers = len(cross_attention_heads(network).layers)
@@ -309,6 +463,66 @@ def test_fused_projections_are_refused_layer_by_layer(name):
     finally:
         build.cache_clear()
     assert str(error.value).count("fused projections") == n_layers
+
+
+# The tiny model that each line of the table was tested on.
+TESTED = {
+    "Stable Diffusion 1.x": None,  # everywhere else
+    "Stable Diffusion 2.x": "sd2",
+    "Stable Diffusion XL": "sdxl",
+    "Kolors": "kolors",
+    "PixArt-alpha": "pixart",
+    "PixArt-Sigma": "pixart_sigma",
+    "SANA": "sana",
+    "Hunyuan-DiT": "hunyuan",
+    "Stable Diffusion 3": "sd3",
+    "Stable Diffusion 3.5 large": "sd35",
+    "FLUX.1": "flux",
+    "Chroma": "chroma",
+    "FLUX.2 dev": "flux2",
+    "FLUX.2 klein": "klein",
+    "Qwen-Image": "qwen",
+    "Z-Image": "zimage",
+    "PRX": "prx",
+    "PRX pixel": "prx_pixel",
+}
+
+
+def test_the_table_of_supported_models_and_the_books_say_what_is_so():
+    table = supported_models()
+    known = table[table.maps].set_index("model")
+    assert list(known.index) == list(TESTED)
+    for model, name in TESTED.items():
+        row = known.loc[model]
+        assert name is None or name in FAMILIES, "its maps are compared with the model's own attention"
+        pipe = build(name) if name else build_sd1()
+        assert (type(pipe).__name__, type(network_of(pipe)).__name__) == (row.pipeline, row.network)
+        if row.relevance:
+            with score_heads(pipe, CONCEPTS) as votes:
+                assert len(votes.heads) == len(cross_attention_heads(pipe))
+        else:
+            with pytest.raises(ValueError, match="cannot be scored"), score_heads(pipe, CONCEPTS):
+                pass
+        assert row.selection == ("by relevance" if row.relevance else "by number")
+    assert known.heads["Stable Diffusion 1.x"] == 128 and known.heads["Stable Diffusion XL"] == 1300
+    assert known.heads["FLUX.1"] == (19 + 38) * 24 and known.heads["Z-Image"] == 30 * 30
+    page = (Path(__file__).parents[2] / "book" / "performance.md").read_text()
+    for model, row in known.iterrows():
+        heads = "as many as its files say" if row.heads is pd.NA else f"{row.heads:,}"
+        relevance = "yes" if row.relevance else "no"
+        cells = (model, f"`{row.pipeline}`", row.captured, heads, relevance, row.selection)
+        assert f"| {' | '.join(cells)} |" in page
+
+
+def test_what_is_refused_by_name_is_refused():
+    refused = supported_models().query("not maps")
+    for name, why in zip(refused.network, refused.captured, strict=True):
+        network = type(name, (torch.nn.Module,), {})()
+        with pytest.raises(ValueError, match="cannot be captured") as error:
+            find_family(network)
+        assert why.removeprefix("refused: ") in str(error.value)
+    with torch.device("meta"), pytest.raises(ValueError, match=r"maps \(frame, y, x\) are not supported"):
+        cross_attention_heads(WanTransformer3DModel(num_layers=1))
 
 
 def test_a_compiled_network_is_refused():

@@ -220,7 +220,7 @@ def test_a_text_encoder_whose_weights_are_elsewhere():
     accelerate.cpu_offload(pipe.text_encoder, "cpu")
     assert pipe.text_encoder.device.type == "meta"
     with score_heads(pipe, CONCEPTS) as votes:
-        assert votes.tokens.device.type == "cpu"
+        assert votes.text.device.type == "cpu"
 
 
 def test_the_prompt_given_for_a_loop_of_ones_own(tiny_pipe):

@@ -1,0 +1,45 @@
+"""The kinds of model whose attention can be captured, one class a family.
+
+A family says where the layers that attend from image to text are, how queries and keys come out of such a layer,
+which arguments of a call hold what, and where the tokens of the text are. To support another one, write a subclass
+of `Family` in `cross` or in `joint`, add it to `FAMILIES`, and add a tiny model of it to
+`tests/support/tiny_families.py`, whose tests it must pass.
+"""
+
+from typing import Any
+
+from .base import Call, Family, Model, Outputs, QueryKey, Sizes, Text, TextAttention, split_heads
+from .cross import HunyuanDiT, PixArt, Sana, UNet
+from .joint import PRX, Chroma, Flux, Flux2, QwenImage, StableDiffusion3, ZImage
+
+FAMILIES: tuple[Family, ...] = (
+    *(UNet(), PixArt(), Sana(), HunyuanDiT()),
+    *(StableDiffusion3(), Flux(), Chroma(), Flux2(), QwenImage(), ZImage(), PRX()),
+)
+
+# What is refused, and why: the class of the network -> reason.
+VIDEO = "it draws frames, of which each head has a map of its own: maps (frame, y, x) are not supported"
+HIDDEN = "its kernels do projections and attention in one, so that queries and keys are never seen"
+REFUSED = {
+    **dict.fromkeys(("WanTransformer3DModel", "CogVideoXTransformer3DModel", "HunyuanVideoTransformer3DModel"), VIDEO),
+    **dict.fromkeys(("LTXVideoTransformer3DModel", "MochiTransformer3DModel", "SanaVideoTransformer3DModel"), VIDEO),
+    **dict.fromkeys(("NunchakuFluxTransformer2dModel", "NunchakuQwenImageTransformer2DModel"), HIDDEN),
+}
+
+
+def find_family(pipe_or_network: Any) -> tuple[Family, Any]:
+    """(family, network) of a pipeline, or of its UNet or transformer; ValueError if it is of no family known."""
+    for family in FAMILIES:
+        network = getattr(pipe_or_network, family.part, None) or pipe_or_network
+        if isinstance(network, family.network):
+            return family, network
+    for network in (pipe_or_network, *(getattr(pipe_or_network, part, None) for part in ("unet", "transformer"))):
+        if reason := REFUSED.get(type(network).__name__):
+            raise ValueError(f"A {type(network).__name__} cannot be captured: {reason}.")
+    known = ", ".join(family.network.__name__ for family in FAMILIES)
+    parts = [type(getattr(pipe_or_network, part, None)).__name__ for part in ("unet", "transformer")]
+    has = ", ".join(name for name in parts if name != "NoneType") or "none"
+    raise ValueError(
+        f"{type(pipe_or_network).__name__} has no UNet or transformer of a known kind (it has: {has}); the pipeline of "
+        f"a {known} is needed, or the network itself, not compiled."
+    )
