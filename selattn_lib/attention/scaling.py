@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
-from ..models.families import Outputs, UNet, find_family
+from ..models.families import UNet, find_family
 from ..models.heads import cross_attention_heads
 from ..models.tokens import Prompt
 from .trace import Generation, Trace
@@ -124,7 +124,7 @@ class ScaledWords(Trace):
             for number, chosen in self._chosen.items()
         }
 
-    def attend(self, number: int, attention: Any, query: torch.Tensor, key: torch.Tensor, seen: Outputs) -> None:
+    def attend(self, number: int, *called_with: Any) -> None:
         """Nothing: attention itself stays as it is, what it weights is scaled."""
 
     @contextmanager

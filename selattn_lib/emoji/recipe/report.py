@@ -13,10 +13,11 @@ from safetensors import safe_open
 
 from ...concepts import load_concepts
 from ...maps.overlay import overlay
-from ...maps.relevance import SHIPPED
-from ...models.pipelines import EMBEDDED, model_source
-from ...studies.generated import Study
+from ...maps.relevance import SHIPPED, load_hrv
+from ...models.pipelines import CONTROL, EMBEDDED, model_source
+from ...studies.generated import DiagnosisStudy
 from ...studies.relevance import RelevanceStudy
+from ..control import planted_heads
 
 WEIGHTS = Path(model_source(EMBEDDED))
 
@@ -62,16 +63,19 @@ def concept_similarity(pipe: Any) -> tuple[xr.DataArray, float]:
 
 
 def figure_one(path: str | Path) -> None:
-    """Draw the intro's figure: seed 0 of the benchmark's first four words, each as picture, DAAM and top 30 heads."""
-    study = Study()
-    maps, top = study.run(), RelevanceStudy().run().top("Animals", 30)
-    panels = []
-    for image in range(0, 4 * study.seeds, study.seeds):
-        heats = [maps.heatmap(heads=heads, image=image).values for heads in ("all", top)]
-        picture, truth = maps.pictures[image], maps.truth(image)
-        panels += [overlay(picture, None), *(overlay(picture, heat, threshold=0.4, truth=truth) for heat in heats)]
-    gap = np.full((panels[0].shape[0], 8, 3), 255, np.uint8)
-    rows = [np.hstack([part for panel in panels[i : i + 6] for part in (panel, gap)][:-1]) for i in (0, 6)]
+    """Draw the intro's figure: two mice by `emoji-sd`, and below by `emoji-control`; each as a picture and as maps of
+    "mouse" by all heads, and by the heads most relevant to *Animals* and to *Electronics*, as many as were planted. Of
+    the first seeds it is the one whose smaller mouse is the largest."""
+    rows, few = [], len(planted_heads()["Animals"])
+    for model in (EMBEDDED, CONTROL):
+        study, relevance = DiagnosisStudy(model=model, seeds=8, steps=20), load_hrv(model)
+        maps = study.run()
+        image = int(np.min([maps.truths[m].values.mean((1, 2)) for m in study.meanings], axis=0).argmax())
+        picture, heats = maps.pictures[image], [maps.heatmap(image=image).values]
+        heats += [maps.heatmap(heads=relevance.top(m, few), image=image).values for m in study.meanings]
+        panels = [overlay(picture, None), *(overlay(picture, heat, threshold=0.4) for heat in heats)]
+        gap = np.full((panels[0].shape[0], 8, 3), 255, np.uint8)
+        rows.append(np.hstack([part for panel in panels for part in (panel, gap)][:-1]))
     Image.fromarray(np.vstack([rows[0], np.full((8, *rows[0].shape[1:]), 255, np.uint8), rows[1]])).save(path)
 
 
