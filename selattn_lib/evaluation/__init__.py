@@ -16,7 +16,16 @@ from .scores import (
     single_ious,
     threshold_free,
 )
-from .selection import RULES, compare_rules, concept_gains, consensus_gain, found, head_attention, rule_sets
+from .selection import (
+    RULES,
+    compare_rules,
+    concept_gains,
+    concept_means,
+    consensus_gain,
+    found,
+    head_attention,
+    rule_sets,
+)
 from .statistics import (
     Difference,
     Interval,

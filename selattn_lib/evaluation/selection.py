@@ -192,20 +192,43 @@ def found(scores: xr.DataArray, planted: Mapping[str, Sequence[int]], ns: Sequen
     return xr.DataArray(shares, {"concept": list(planted), "n": counts}, ("concept", "n"))
 
 
-def concept_gains(scores: Mapping[str, xr.DataArray], against: str = "all heads") -> xr.DataArray:
-    """How far sets of heads are ahead of one of them, concept by concept: what intervals over concepts are made of.
+def concept_means(scores: Mapping[str, xr.DataArray]) -> xr.DataArray:
+    """Mean scores concept by concept: what intervals over concepts are made of.
 
     Parameters
     ----------
     scores : mapping
         concept -> scores (image, set, ...) of its pictures.
+
+    Returns
+    -------
+    xarray.DataArray (concept, set, ...)
+        Pictures with nothing to find do not count, nor does a concept that has no others.
+
+    Examples
+    --------
+    >>> scores = xr.DataArray([[0.5, 0.7], [np.nan, np.nan]], {"set": ["all heads", "HRV"]}, ("image", "set"))
+    >>> concept_means({"Animals": scores, "Tools": scores[1:]}).values.tolist()
+    [[0.5, 0.7]]
+    """
+    means = [each.mean("image") for each in scores.values()]
+    return xr.concat(means, xr.Variable("concept", list(scores))).dropna("concept")
+
+
+def concept_gains(scores: Mapping[str, xr.DataArray], against: str = "all heads") -> xr.DataArray:
+    """How far sets of heads are ahead of one of them, concept by concept.
+
+    Parameters
+    ----------
+    scores : mapping
+        As for `concept_means`.
     against : str
         The set that the others are compared with.
 
     Returns
     -------
     xarray.DataArray (concept, set, ...)
-        Means over the concept's pictures; those with a score that is not a number are left out.
+        Differences of the concepts' means.
 
     Examples
     --------
@@ -213,8 +236,8 @@ def concept_gains(scores: Mapping[str, xr.DataArray], against: str = "all heads"
     >>> concept_gains({"Animals": scores}).sel(set="HRV").round(3).values.tolist()
     [0.2]
     """
-    gains = [(each - each.sel(set=against)).mean("image") for each in scores.values()]
-    return xr.concat(gains, xr.Variable("concept", list(scores)))
+    means = concept_means(scores)
+    return means - means.sel(set=against)
 
 
 def head_attention(maps: HeadMaps, *, word: int | str = 0, truth: str = "truth") -> xr.DataArray:
