@@ -92,6 +92,11 @@ def test_the_scores_of_rules_are_of_words_that_they_have_not_seen(maps: HeadMaps
     gains = concept_gains({"one": scores, "other": scores}).sel(score="average precision")
     assert gains.sel(set="all heads").values.tolist() == [0, 0] and float(gains.sel(set="oracle").mean()) > 0
     assert answers.best_rule(gains)[0] not in ("oracle", "random", "all heads")
+    said = answers.rules({"a model, drawn": gains, "a model, known": gains})
+    assert said.startswith(
+        f"Of the rules that need no masks, *{answers.best_rule(gains)[0]}* gains most in 2 of 2 cases."
+    )
+    assert said.count("*consensus* ") == 2 and "a model, known: *" in said
     assert consensus_gain(maps, 1, 3) == pytest.approx(float(gains.sel(set="consensus")[0]), abs=0.05)
 
 
