@@ -293,6 +293,6 @@ def rules(gains: Mapping[str, xr.DataArray]) -> str:
         for case, (name, gain) in best.items()
     ]
     return (
-        f"Of the rules that need no masks, *{common}* gains most in {names.count(common)} of {len(names)} cases. Average "
-        f"precision gained over all heads, by the rule that gains most and by consensus: {'; '.join(cases)}."
+        f"Of the rules that need no masks, *{common}* gains most in {names.count(common)} of {len(names)} cases. In "
+        f"average precision the one that gains most, and consensus, gain over all heads: {'; '.join(cases)}."
     )
