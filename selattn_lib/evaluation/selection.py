@@ -265,7 +265,7 @@ def head_attention(maps: HeadMaps, *, word: int | str = 0, truth: str = "truth")
     for image in range(maps.n_images):
         mask = torch.from_numpy(maps.truth(image, truth).astype(np.float32))[None]
         for heads, native in maps.native(image, word):
-            inside = adaptive_avg_pool2d(mask, native.shape[1:])
+            inside = adaptive_avg_pool2d(mask, (native.shape[1], native.shape[2]))
             places = torch.stack([inside, 1 - inside, torch.ones_like(inside)], -1)
             sums[np.searchsorted(maps.heads, heads)] += torch.einsum("hyx,ayxp->hp", native, places).numpy()
             areas[np.searchsorted(maps.heads, heads)] += places.sum((0, 1, 2)).numpy()

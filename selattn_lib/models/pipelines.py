@@ -341,7 +341,7 @@ def at_dose(dose: float) -> str:
     >>> [at_dose(dose) for dose in (0, 0.5, 1)]
     ['emoji-sd', 'emoji-control@0.5', 'emoji-control']
     """
-    return {0: EMBEDDED, 1: CONTROL}.get(dose, f"{CONTROL}@{dose:g}")
+    return {0.0: EMBEDDED, 1.0: CONTROL}.get(dose, f"{CONTROL}@{dose:g}")
 
 
 def pick_device(device: str | None = None) -> str:
