@@ -224,7 +224,7 @@ def test_one_image_of_prx_under_guidance(name):
     with attention_seen(pipe) as seen, capture(pipe, "bear") as maps:
         captured = draw(name, PROMPTS[0], **guided)
     assert np.array_equal(plain, captured)
-    assert_maps_equal(name, maps, seen, [1], T5[:1])
+    assert_maps_equal(name, maps, seen, [1], FAMILIES[name].where[:1])
 
 
 def count_all_hooks(pipe):
