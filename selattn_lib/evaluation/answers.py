@@ -5,10 +5,11 @@ dimension `ranking`, too, intervals hold the noise of the ranking (`mean_interva
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from .statistics import (
     Difference,
@@ -163,23 +164,34 @@ def beyond(
     )
 
 
-def share(right: int, total: int) -> tuple[str, float]:
-    """A share with its 95 % Wilson interval, "30% [21%, 42%]", and the p of a binomial test against one half."""
-    test = binomtest(right, total)
-    low, high = test.proportion_ci(method="wilson")
-    return f"{right / total:.0%} [{low:.0%}, {high:.0%}]", float(test.pvalue)
+def share(right: Any) -> tuple[str, float]:
+    """A share with its 95 % Wilson interval, "30% [21%, 42%]", and the p of a binomial test against one half.
+
+    `right` (n) bool, or (n, ranking): then the interval is that of as many draws as would have the standard error of
+    both, the draws and the ranking, n' = p (1 - p) / (p (1 - p) / n + V), with V the variance over rankings.
+    """
+    right = np.atleast_2d(np.asarray(right, dtype=bool).T)  # (ranking, n)
+    shares, n = right.mean(axis=1), right.shape[1]
+    p, noise = shares[0], shares[1:].var(ddof=1) if len(shares) > 2 else 0.0
+    n_alike = p * (1 - p) / (p * (1 - p) / n + noise) if 0 < p < 1 else n
+    z2 = norm.ppf(0.975) ** 2 / n_alike
+    middle, half = p + z2 / 2, np.sqrt(z2 * (p * (1 - p) + z2 / 4))
+    low, high = (middle - half) / (1 + z2), (middle + half) / (1 + z2)
+    test = binomtest(int(right[0].sum()), n)
+    return f"{p:.0%} [{max(low, 0):.0%}, {min(high, 1):.0%}]", float(test.pvalue)
 
 
 def own_meanings(log_ratios: np.ndarray) -> str:
-    """Whether the maps of two concepts' heads fall on their own meanings, from log attention ratios (image, set): in
-    how many pictures the first leans more to the first meaning than the second does, and each to its own."""
+    """Whether the maps of two concepts' heads fall on their own meanings, from log attention ratios (image, set), or
+    (image, set, ranking): in how many pictures the first leans more to the first meaning than the second does, and each
+    to its own."""
     if not len(log_ratios):
         return "no picture shows both meanings: nothing can be said of the maps"
     first, second = log_ratios[:, 0], log_ratios[:, 1]
     if len(first) < 6:  # 2 / 2^5 > 0.05
         return f"{len(first)} with both meanings {'is' if len(first) == 1 else 'are'} too few pictures to tell"
-    ordered, p = share(int((first > second).sum()), len(first))
-    right, _ = share(int(((first > 0) & (second < 0)).sum()), len(first))
+    ordered, p = share(first > second)
+    right, _ = share((first > 0) & (second < 0))
     return (
         f"in the {len(first)} pictures with both meanings the two maps are in order in {ordered}, {format_p(p)}, and "
         f"each falls on its own meaning in {right}"

@@ -410,7 +410,7 @@ def band(curves: xr.DataArray, redrawn: xr.DataArray | None = None) -> np.ndarra
     return np.stack([mean, mean - half, mean + half], axis=1)
 
 
-def plateau(surface: xr.DataArray, groups: Any) -> xr.DataArray:
+def plateau(surface: xr.DataArray, groups: Any, redrawn: xr.DataArray | None = None) -> xr.DataArray:
     """Where the mean of a surface is not clearly below its highest.
 
     Parameters
@@ -419,6 +419,8 @@ def plateau(surface: xr.DataArray, groups: Any) -> xr.DataArray:
         Scores.
     groups : array (image)
         What images are alike by.
+    redrawn : xarray.DataArray (image, ranking, k, ...), optional
+        Scores at some k, as for `band`, where the surface's first dimension after the image is k.
 
     Returns
     -------
@@ -434,8 +436,13 @@ def plateau(surface: xr.DataArray, groups: Any) -> xr.DataArray:
     """
     values = surface.transpose("image", ...).values.astype(float)
     cells = values.reshape(len(values), -1)
-    differences = cells - cells[:, [cells.mean(axis=0).argmax()]]
-    low = differences.mean(axis=0) + _half_widths(*_group_sums(differences, groups)) < -1e-12
+    highest = cells.mean(axis=0).argmax()
+    differences, noise = cells - cells[:, [highest]], np.zeros(cells.shape[1])
+    if redrawn is not None and redrawn.sizes["ranking"] > 2:
+        means = redrawn.mean("image").isel(ranking=slice(1, None)).interp(k=surface["k"])
+        of_cells = means.transpose("ranking", *surface.dims[1:]).values.reshape(means.sizes["ranking"], -1)
+        noise = (of_cells - of_cells[:, [highest]]).std(axis=0, ddof=1)
+    low = differences.mean(axis=0) + _half_widths(*_group_sums(differences, groups), noise) < -1e-12
     return surface.isel(image=0, drop=True).copy(data=~low.reshape(values.shape[1:])).rename("plateau")
 
 
@@ -547,7 +554,8 @@ def area_under_roc(scores: Any, labels: Any, strata: Any = None, *, seed: int = 
     Parameters
     ----------
     scores, labels : array (n)
-        Numbers, and booleans.
+        Numbers, and booleans. Scores (n, ranking) are of several rankings of the heads, as for `mean_interval`: then a
+        draw is of images and of a ranking.
     strata : array (n), optional
         Such as words: only pairs of one stratum count, and draws are made within each. Strata that have only one label
         count for nothing.
@@ -569,21 +577,26 @@ def area_under_roc(scores: Any, labels: Any, strata: Any = None, *, seed: int = 
     >>> area_under_roc([0.9, 0.8, 0.3, 0.1], np.array([True, False, True, False])).mean
     0.75
     """
-    scores, labels = _checked_labels(scores, labels)
+    columns = np.atleast_2d(np.asarray(scores, dtype=float).T)  # (ranking, n)
+    for column in columns:
+        scores, labels = _checked_labels(column, labels)
     strata = np.zeros(len(scores)) if strata is None else np.asarray(strata)
     members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
     members = [numbers for numbers in members if 0 < labels[numbers].sum() < len(numbers)]
     if not members:
         return Interval(np.nan, np.nan, np.nan)
     pairs = (labels[:, None] & ~labels & (strata[:, None] == strata)).astype(float)
-    right = pairs * ((scores[:, None] > scores) + (scores[:, None] == scores) / 2)
+    right = [pairs * ((column[:, None] > column) + (column[:, None] == column) / 2) for column in columns]
     rng = np.random.default_rng(seed)
     drawn = [np.concatenate([rng.choice(numbers, len(numbers)) for numbers in members]) for _ in range(draws)]
     times = np.stack([np.bincount(numbers, minlength=len(scores)) for numbers in drawn])  # (draw, n)
+    areas = []
     with np.errstate(invalid="ignore"):  # a draw without a pair says nothing
-        areas = (times @ right * times).sum(axis=1) / (times @ pairs * times).sum(axis=1)
-    low, high = np.nanquantile(areas, [0.025, 0.975]).tolist()
-    return Interval(float(right.sum() / pairs.sum()), low, high)
+        for number, of_ranking in enumerate(right[1:] or right):  # each has its share of the draws
+            some = times[number :: max(1, len(right) - 1)]
+            areas.append((some @ of_ranking * some).sum(axis=1) / (some @ pairs * some).sum(axis=1))
+    low, high = np.nanquantile(np.concatenate(areas), [0.025, 0.975]).tolist()
+    return Interval(float(right[0].sum() / pairs.sum()), low, high)
 
 
 def _checked_values(scores: Any) -> np.ndarray:

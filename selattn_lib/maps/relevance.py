@@ -124,13 +124,17 @@ class HeadRelevance:
         >>> load_hrv("emoji-sd").orders("Animals").shape  # a file holds no votes of single images
         (1, 128)
         """
-        orders = [self.ranking(concept)]
+        counts = self.redrawn(concept, draws, seed)
+        return counts.copy(data=np.argsort(-counts.values, axis=1, kind="stable"))
+
+    def redrawn(self, concept: str, draws: int = 50, seed: int = 0) -> xr.DataArray:
+        """(ranking, head) the relevance that `orders` ranks: as it is, and the votes of images drawn anew."""
+        counts = [self._row(concept)]
         if self.votes is not None:
             n_images = self.votes.sizes["image"]
             times = np.random.default_rng(seed).multinomial(n_images, np.full(n_images, 1 / n_images), size=draws)
-            drawn = times @ self.votes.sel(concept=concept).values.astype(int)
-            orders += list(np.argsort(-drawn, axis=1, kind="stable"))
-        return xr.DataArray(np.stack(orders), dims=("ranking", "head"))
+            counts += list(times @ self.votes.sel(concept=concept).values.astype(int))
+        return xr.DataArray(np.stack(counts), dims=("ranking", "head"))
 
     def top_sets(self, concept: str, k: int) -> xr.DataArray:
         """(ranking, head) weights of the k most relevant heads by each of the `orders`."""
