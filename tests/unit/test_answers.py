@@ -26,7 +26,7 @@ def draws(*values: float) -> xr.DataArray:
 def test_differences_at_each_threshold():
     first, second = answers.differences(of_sets(), "top", "all").splitlines()
     # six words, all with the same sign: two of 2 ** 6 flips are as far from 0
-    assert first == "threshold 0.3: top less all = +0.100 [+0.100, +0.100], p = 0.031 (the lowest possible)"
+    assert first == "threshold 0.3: top less all = +0.100 [+0.100, +0.100], p = 0.031 (the lowest)"
     assert second == "threshold 0.4: top less all = no difference"
 
 
@@ -89,7 +89,7 @@ def test_heads_of_a_concept_against_random_ones():
         of_words(0.6), of_words(0.7), draws(0.5, 0.55, 0.65, 0.7), draws(0.4, 0.5, 0.5), heads=30
     )
     assert sentence == (
-        "the top 30 trails all heads (-0.100 [-0.100, -0.100], p = 0.031 (the lowest possible)). Among 4 draws of 30 "
+        "the top 30 trails all heads (-0.100 [-0.100, -0.100], p = 0.031 (the lowest)). Among 4 draws of 30 "
         "random heads it is at percentile 50 (p = 0.600); against random heads of the same layers it is +0.133 (p = "
         "0.250)."
     )
@@ -98,7 +98,7 @@ def test_heads_of_a_concept_against_random_ones():
 def test_the_ceiling():
     sentence = answers.ceiling(of_words(0.8), of_words(0.7), of_words(0.8), (0.03, 0.736), heads=30)
     assert sentence == (
-        "the oracle of 30 heads beats all heads (+0.100 [+0.100, +0.100], p = 0.031 (the lowest possible)), and it and "
+        "the oracle of 30 heads beats all heads (+0.100 [+0.100, +0.100], p = 0.031 (the lowest)), and it and "
         "the top 30 score the same. The rank correlation of relevance and the score of a head's own map is +0.03 (p = "
         "0.736)."
     )
@@ -112,8 +112,8 @@ def test_the_surface():
     assert answers.surface_answer(of_words(0.0) + mean, EVEN, precision, **names) == (
         "the mean IoU is highest at k = 2 of 3; with k and threshold chosen on other words, there is no clear "
         "difference between the chosen k and all heads (+0.010 [-0.020, +0.040], p = 0.400). By average precision, the "
-        "top 30 trails all heads (-0.100 [-0.100, -0.100], p = 0.031 (the lowest possible)) and weighting beats the "
-        "top 30 (+0.100 [+0.100, +0.100], p = 0.031 (the lowest possible))."
+        "top 30 trails all heads (-0.100 [-0.100, -0.100], p = 0.031 (the lowest)) and weighting beats the "
+        "top 30 (+0.100 [+0.100, +0.100], p = 0.031 (the lowest))."
     )
 
 
