@@ -186,8 +186,8 @@ def test_what_is_left_of_a_concept():
     area, score = answers.weakened(presence, "Animals", "Vehicles", heads=50).split(" With ")
     assert area == (
         "With 50 heads off, the area of Animals is 0.100 if they are the most relevant to it and 0.200 if the least, "
-        "0.300 with all heads on: most less least relevant is -0.100 [-0.100, -0.100], p = 0.031 (the lowest "
-        "possible). Without the heads of Animals, the area of Vehicles in their pictures goes from 0.250 to 0.200."
+        "0.300 with all heads on: most less least relevant is -0.100 [-0.100, -0.100], p = 0.031 (the lowest). "
+        "Without the heads of Animals, the area of Vehicles in their pictures goes from 0.250 to 0.200."
     )
     assert score.endswith("the score of Vehicles in their pictures goes from 0.900 to 0.800.")
     assert paired_difference(of_words(0.1), of_words(0.2), of_words(0.1).subject).p == pytest.approx(2 / 2**6)
