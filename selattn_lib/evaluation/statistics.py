@@ -110,7 +110,7 @@ def format_p(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def mean_interval(values: Any, groups: Any = None) -> Interval:
+def mean_interval(values: Any, groups: Any = None, *, share: bool = False) -> Interval:
     """Mean of scores with a 95 % t interval over groups.
 
     Images of one group are alike, so that a group's sum counts as one draw (the cluster-robust error of a ratio, for
@@ -127,6 +127,8 @@ def mean_interval(values: Any, groups: Any = None) -> Interval:
         Finite numbers, such as IoUs. Of several rankings the first is the one that counts, the others give V.
     groups : array (image), optional
         What images are alike by, such as their prompt; each image by itself by default.
+    share : bool
+        Whether the values are shares: then the interval ends at 0 and at 1.
 
     Returns
     -------
@@ -147,7 +149,9 @@ def mean_interval(values: Any, groups: Any = None) -> Interval:
     sums, sizes = _group_sums(values, groups)
     means = sums.sum(axis=0) / len(values)
     half = float(_half_widths(sums[:, :1], sizes, means[1:].std(ddof=1) if len(means) > 2 else 0.0)[0])
-    return Interval(float(means[0]), float(means[0]) - half, float(means[0]) + half)
+    ends = np.array([means[0] - half, means[0] + half])
+    low, high = (ends.clip(0, 1) if share else ends).tolist()
+    return Interval(float(means[0]), low, high)
 
 
 def paired_difference(a: Any, b: Any, groups: Any = None, *, seed: int = 0, flips: int = 2**14) -> Difference:
