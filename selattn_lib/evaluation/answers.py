@@ -266,10 +266,10 @@ def weakened(presence: Mapping[tuple[str, str, int], xr.Dataset], concept: str, 
 
 
 def pays_from(gains: Mapping[float, Interval]) -> str:
-    """From which dose on, of those looked at, the 95 % interval of a gain lies above 0: "from a dose of 0.5 on"."""
+    """From which dose on, of those looked at, the 95 % interval of a gain lies above 0: "clear from a dose of 0.5 on"."""
     doses = sorted(gains)
     paying = [dose for i, dose in enumerate(doses) if all(gains[d].low > 0 for d in doses[i:])]
-    return f"from a dose of {paying[0]:g} on" if paying else "at none of the doses"
+    return f"clear from a dose of {paying[0]:g} on" if paying else "clear at none of the doses"
 
 
 def planted_heads_answer(
@@ -279,7 +279,7 @@ def planted_heads_answer(
     `few` of `n_heads`; for each set of heads, its gain in average precision over all heads at each dose; and the share
     of scenes with two meanings of a word in which the maps of the meanings' planted heads are in order."""
     verb = "finds" if shares.low > few / n_heads else "does not find"
-    paid = [f"{name} gain {of[max(of)]}, surely {pays_from(of)}" for name, of in gains.items()]
+    paid = [f"{name} gain {of[max(of)]}, {pays_from(of)}" for name, of in gains.items()]
     return (
         f"Head relevance {verb} them: of the {few} heads planted for a concept, a share of {shares} are among its "
         f"first {few}, where chance gives {few / n_heads:.3f}. In average precision over all heads, {'; '.join(paid)}. "

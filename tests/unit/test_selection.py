@@ -142,15 +142,15 @@ def test_found_is_the_share_of_planted_heads_among_the_first_of_a_ranking() -> N
 
 def test_selecting_pays_from_the_dose_from_which_on_every_interval_is_above_0() -> None:
     up, none = Interval(0.1, 0.05, 0.15), Interval(0.1, -0.05, 0.2)
-    assert answers.pays_from({0: none, 0.5: up, 1: up}) == "from a dose of 0.5 on"
-    assert answers.pays_from({0: up, 0.5: none, 1: up}) == "from a dose of 1 on"
-    assert answers.pays_from({0: up, 1: none}) == "at none of the doses"
+    assert answers.pays_from({0: none, 0.5: up, 1: up}) == "clear from a dose of 0.5 on"
+    assert answers.pays_from({0: up, 0.5: none, 1: up}) == "clear from a dose of 1 on"
+    assert answers.pays_from({0: up, 1: none}) == "clear at none of the doses"
     shares = Interval(0.9, 0.8, 1.0)
     gains = {"planted": {0: none, 1: up}, "first 30": {0: none, 1: none}}
     said = answers.planted_heads_answer(shares, gains, up, few=4, n_heads=128)
     assert said.startswith("Head relevance finds them: of the 4 heads planted for a concept, a share of 0.900 [0.800")
-    assert "planted gain 0.100 [0.050, 0.150], surely from a dose of 1 on; first 30" in said
-    assert "surely at none of the doses. The maps" in said and said.endswith(
+    assert "planted gain 0.100 [0.050, 0.150], clear from a dose of 1 on; first 30" in said
+    assert "clear at none of the doses. The maps" in said and said.endswith(
         "a share of 0.100 [0.050, 0.150] of the scenes."
     )
     assert "does not find" in answers.planted_heads_answer(none, gains, up, few=4, n_heads=128)
