@@ -14,6 +14,7 @@ from ..maps.head_sets import random_orders
 from .baselines import cross_fit
 from .scores import THRESHOLDS, every_score, head_precisions, threshold_free
 
+#: Rules that choose heads, as `rule_sets` follows them and `compare_rules` scores them.
 RULES = (
     "all heads", "HRV", "finest grid", "HRV in the finest grid", "consensus", "consensus as weights",
     "consensus x HRV", "contrast", "random", "oracle",
