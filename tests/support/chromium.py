@@ -68,6 +68,7 @@ def expect_no_overflow(page: Page) -> None:
 
 def expect_accessible(page: Page) -> None:
     """No violation of more than minor impact by axe-core's rules."""
+    page.wait_for_function("[...document.querySelectorAll('.noUi-handle')].every((slider) => slider.ariaLabel)")
     page.evaluate(AXE.read_text())
     rules = page.evaluate("axe.run(document, {resultTypes: ['violations'], preload: false})")["violations"]
     broken = [rule for rule in rules if rule["impact"] != "minor"]
