@@ -60,10 +60,10 @@ lint: env
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-check: lint  ## lint, types, layers of the library, unit tests but those that start Python anew (two minutes)
+check: lint  ## lint, types, layers of the library, unit tests but those that start Python anew (three minutes)
 	$(PYTEST) -n 2 -m "not process"
 
-test: system lint  ## all of that, every chapter with small parameters, the book in a browser (seven minutes)
+test: system lint  ## all of that, every chapter with small parameters, the book in a browser (a quarter of an hour)
 	$(PYTEST) -n 2 $(NBVAL) tests selattn_lib $(TOUR)
 
 benchmarks: env  ## measure what capture costs (an idle machine, an hour or two; DEVICE=cuda: a GPU, three minutes)
