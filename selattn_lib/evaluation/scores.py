@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 from torch.nn.functional import adaptive_avg_pool2d
 
+from ..maps.consensus import finest_grid
 from ..maps.head_maps import HeadMaps
 from .statistics import mean_interval
 
@@ -241,7 +242,7 @@ def head_precisions(maps: HeadMaps, *, word: int | str = 0, truth: str = "truth"
     >>> head_precisions(maps).values.tolist()
     [[1.0]]
     """
-    finest = max(maps.grids, key=lambda grid: grid[0] * grid[1])
+    finest = finest_grid(maps)
     single, rows = np.eye(maps.n_heads, dtype=np.float32), []
     for image in range(maps.n_images):
         heats = torch.cat(list(maps.heatmaps(single, image=image, word=word, size=finest))).flatten(1)

@@ -582,9 +582,8 @@ def area_under_roc(scores: Any, labels: Any, strata: Any = None, *, seed: int = 
     0.75
     """
     columns = np.atleast_2d(np.asarray(scores, dtype=float).T)  # (ranking, n)
-    for column in columns:
-        scores, labels = _checked_labels(column, labels)
-    strata = np.zeros(len(scores)) if strata is None else np.asarray(strata)
+    labels = [_checked_labels(column, labels)[1] for column in columns][0]
+    strata = np.zeros(len(labels)) if strata is None else np.asarray(strata)
     members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
     members = [numbers for numbers in members if 0 < labels[numbers].sum() < len(numbers)]
     if not members:
@@ -593,7 +592,7 @@ def area_under_roc(scores: Any, labels: Any, strata: Any = None, *, seed: int = 
     right = [pairs * ((column[:, None] > column) + (column[:, None] == column) / 2) for column in columns]
     rng = np.random.default_rng(seed)
     drawn = [np.concatenate([rng.choice(numbers, len(numbers)) for numbers in members]) for _ in range(draws)]
-    times = np.stack([np.bincount(numbers, minlength=len(scores)) for numbers in drawn])  # (draw, n)
+    times = np.stack([np.bincount(numbers, minlength=len(labels)) for numbers in drawn])  # (draw, n)
     areas = []
     with np.errstate(invalid="ignore"):  # a draw without a pair says nothing
         for number, of_ranking in enumerate(right[1:] or right):  # each has its share of the draws

@@ -7,6 +7,11 @@ import xarray as xr
 from .head_maps import HeadMaps
 
 
+def finest_grid(maps: HeadMaps) -> tuple[int, int]:
+    """(y, x) the size of the native maps that have the most pixels."""
+    return max(maps.grids, key=lambda grid: grid[0] * grid[1])
+
+
 def head_features(maps: HeadMaps, word: int | str = 0) -> xr.DataArray:
     """What maps say of their heads without a mask, for each picture.
 
@@ -32,7 +37,7 @@ def head_features(maps: HeadMaps, word: int | str = 0) -> xr.DataArray:
     >>> features.sel(feature="consensus").values.round(3).tolist()
     [[1.0, 1.0]]
     """
-    finest = max(maps.grids, key=lambda grid: grid[0] * grid[1])
+    finest = finest_grid(maps)
     sets = np.concatenate([np.ones((1, maps.n_heads)), np.eye(maps.n_heads)]).astype(np.float32)
     values = np.zeros((maps.n_images, maps.n_heads, 2))
     for image in range(maps.n_images):
@@ -104,4 +109,4 @@ def finest_heads(maps: HeadMaps) -> np.ndarray:
     >>> finest_heads(HeadMaps.from_grids([coarse, fine], ["bear"], (8, 8))).tolist()
     [1]
     """
-    return maps.grids[max(maps.grids, key=lambda grid: grid[0] * grid[1])]
+    return maps.grids[finest_grid(maps)]
