@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest
 
 from .statistics import (
     Difference,
@@ -20,6 +20,7 @@ from .statistics import (
     mean_interval,
     paired_difference,
     percentile,
+    share_interval,
     statement,
 )
 
@@ -165,20 +166,10 @@ def beyond(
 
 
 def share(right: Any) -> tuple[str, float]:
-    """A share with its 95 % Wilson interval, "30% [21%, 42%]", and the p of a binomial test against one half.
-
-    `right` (n) bool, or (n, ranking): then the interval is that of as many draws as would have the standard error of
-    both, the draws and the ranking, n' = p (1 - p) / (p (1 - p) / n + V), with V the variance over rankings.
-    """
-    right = np.atleast_2d(np.asarray(right, dtype=bool).T)  # (ranking, n)
-    shares, n = right.mean(axis=1), right.shape[1]
-    p, noise = shares[0], shares[1:].var(ddof=1) if len(shares) > 2 else 0.0
-    n_alike = p * (1 - p) / (p * (1 - p) / n + noise) if 0 < p < 1 else n
-    z2 = norm.ppf(0.975) ** 2 / n_alike
-    middle, half = p + z2 / 2, np.sqrt(z2 * (p * (1 - p) + z2 / 4))
-    low, high = (middle - half) / (1 + z2), (middle + half) / (1 + z2)
-    test = binomtest(int(right[0].sum()), n)
-    return f"{p:.0%} [{max(low, 0):.0%}, {min(high, 1):.0%}]", float(test.pvalue)
+    """A share with its `share_interval`, "30% [21%, 42%]", and the p of a binomial test against one half."""
+    interval, first = share_interval(right), np.atleast_2d(np.asarray(right, dtype=bool).T)[0]
+    text = f"{interval.mean:.0%} [{interval.low:.0%}, {interval.high:.0%}]"
+    return text, float(binomtest(int(first.sum()), len(first)).pvalue)
 
 
 def own_meanings(log_ratios: np.ndarray) -> str:

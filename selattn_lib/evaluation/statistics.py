@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
-from scipy.stats import permutation_test, rankdata, spearmanr, t
+from scipy.stats import norm, permutation_test, rankdata, spearmanr, t
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import roc_curve
 
@@ -152,6 +152,34 @@ def mean_interval(values: Any, groups: Any = None, *, share: bool = False) -> In
     ends = np.array([means[0] - half, means[0] + half])
     low, high = (ends.clip(0, 1) if share else ends).tolist()
     return Interval(float(means[0]), low, high)
+
+
+def share_interval(right: Any) -> Interval:
+    """The share of true values with its 95 % Wilson interval.
+
+    Parameters
+    ----------
+    right : array (n), or (n, ranking)
+        Booleans. Of several rankings of the heads the first counts, and the interval is that of as many draws as would
+        have the standard error of both, the draws and the ranking: n' = p (1 - p) / (p (1 - p) / n + V), with V the
+        variance of the share over the other rankings.
+
+    Returns
+    -------
+    Interval
+
+    Examples
+    --------
+    >>> print(share_interval([True, True, True, False]))
+    0.750 [0.301, 0.954]
+    """
+    right = np.atleast_2d(np.asarray(right, dtype=bool).T)  # (ranking, n)
+    shares, n = right.mean(axis=1), right.shape[1]
+    p, noise = float(shares[0]), shares[1:].var(ddof=1) if len(shares) > 2 else 0.0
+    n_alike = p * (1 - p) / (p * (1 - p) / n + noise) if 0 < p < 1 else n
+    z2 = norm.ppf(0.975) ** 2 / n_alike
+    middle, half = p + z2 / 2, np.sqrt(z2 * (p * (1 - p) + z2 / 4))
+    return Interval(p, max(0.0, float((middle - half) / (1 + z2))), min(1.0, float((middle + half) / (1 + z2))))
 
 
 def paired_difference(a: Any, b: Any, groups: Any = None, *, seed: int = 0, flips: int = 2**14) -> Difference:

@@ -5,7 +5,7 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 import xarray as xr
-from scipy.stats import mannwhitneyu, spearmanr, ttest_1samp
+from scipy.stats import binomtest, mannwhitneyu, spearmanr, ttest_1samp
 from scipy.stats import t as student_t
 
 from selattn_lib.evaluation.scores import ious
@@ -26,6 +26,7 @@ from selattn_lib.evaluation.statistics import (
     rank_agreement,
     rank_correlation,
     roc,
+    share_interval,
     statement,
 )
 from selattn_lib.maps.head_maps import HeadMaps
@@ -396,3 +397,13 @@ def test_rank_agreement_is_spearmans_and_the_heads_in_common():
     leading = [set(sorted(range(40), key=lambda head: (-votes[head], head))[:10]) for votes in (first, second)]
     assert shared == len(leading[0] & leading[1]) / 10
     assert rank_agreement(first, first) == (pytest.approx(1), 1) and np.isnan(rank_agreement(first, np.zeros(40))).all()
+
+
+def test_the_interval_of_a_share_is_wilsons_and_wider_by_the_noise_of_rankings() -> None:
+    for right, total in ((0, 5), (3, 20), (20, 20)):
+        ends = binomtest(right, total).proportion_ci(method="wilson")
+        share = share_interval(np.arange(total) < right)
+        np.testing.assert_allclose(share, (right / total, ends.low, ends.high), atol=1e-12)
+    one, other = np.arange(20) < 6, np.arange(20) < 14
+    alone, redrawn = share_interval(one), share_interval(np.stack([one, one, other], axis=1))
+    assert redrawn.mean == alone.mean and redrawn.low < alone.low and redrawn.high > alone.high

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 from scipy import ndimage
-from scipy.stats import binomtest
 from tqdm import tqdm
 
 from ...evaluation.scores import iou
 from ...evaluation.statistics import Interval, mean_interval
+from ...evaluation.statistics import share_interval as share
 from ...models.pipelines import EMBEDDED, load_pipeline, model_source
 from ...studies.base import guidance_of
 from ...studies.generated import generate
@@ -129,10 +129,3 @@ def against_background(pipe: Any, *, steps: int = 15, guidance: float | None = N
     pictures = drawn(pipe, prompts, steps=steps, guidance=guidance)
     masks = Prediction(load_weights(), pictures).masks([["Animals"]] * len(pictures))
     return np.array([iou(mask, without_background(image)) for mask, image in zip(masks, pictures, strict=True)])
-
-
-def share(right: Any) -> Interval:
-    """The share of those of `right` that are true, and its 95 % interval (Wilson)."""
-    test = binomtest(int(np.sum(right)), len(right))
-    low, high = test.proportion_ci(method="wilson")
-    return Interval(test.statistic, float(low), float(high))
