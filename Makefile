@@ -7,6 +7,7 @@ DEVICE ?= cpu
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 TOUR := notebooks/00_quick_tour.ipynb
 export SELATTN_RUNS := $(CURDIR)/runs
+unexport PYTHONDONTWRITEBYTECODE  # many processes of Python are started: each file is compiled for all of them
 
 .PHONY: help env system book print executed notebooks replay lab rehearsal benchmarks lint check test clean
 # Threads of two processes would wait for each other. Notebooks are compared by nbval where they are named.
