@@ -19,13 +19,13 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
 
 
 def place(file: str) -> tuple[int, str]:
-    """When a file's tests are run, and what is run by one worker: the chapters, which share studies and a kernel, and
-    all that read the book. These two and the run of `selattn reproduce` take longest, and begin."""
-    if "tests/notebooks/test_notebooks" in file:
-        return 0, "chapters"
+    """When a file's tests are run, and what goes to one worker: the chapters, which share a kernel and studies, and all
+    that read the book. These two take longest, and begin."""
+    if "tests/notebooks/test_reproduced" in file or "tests/notebooks/test_notebooks" in file:
+        return ("test_notebooks" in file), "chapters"
     if "tests/book/" in file:
-        return 1, "book"
-    return (2 if "test_reproduced" in file else 3 if "notebooks/" in file else 4), file
+        return 2, "book"
+    return (3 if "notebooks/" in file else 4), file
 
 
 @pytest.hookimpl(optionalhook=True)
