@@ -46,7 +46,10 @@ SMALL = {  # parameters, and what the chapter then prints
     "08_surface": ({**QUICK, "windows": 2}, "generated: 10 images"),
     "09_beyond_animals": ({**QUICK, "concepts": ["Animals", "Plants"], "hrv_steps": 2}, "Plants"),
     "10_diagnosis_measured": ({**DRAWN, "seeds": 2}, "4 words x 2 seeds = 8 images"),
-    "11_weakening": ({**DRAWN, **RELEVANCE, "heads": [10], "concepts": FEW}, "12 images, 6 conditions"),
+    "11_weakening": (
+        {**DRAWN, **RELEVANCE, "heads": [10], "concept": "Plants", "concepts": FEW},
+        "12 images, 6 conditions",
+    ),
     "12_ceiling": ({**QUICK, "draws": 5}, "generated: 10 images"),
     "13_generations": (QUICK, "generated: 10 images"),
     "14_planted_heads": (
