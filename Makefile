@@ -62,7 +62,7 @@ lint: env
 	$(BIN)/lint-imports --no-cache
 
 check: lint  ## lint, types, layers of the library, unit tests but those that start Python anew (three minutes)
-	$(PYTEST) -n 2 -m "not process"
+	$(PYTEST) -n 2 -p no:nbval -m "not process"
 
 test: system lint  ## all of that, every chapter with small parameters, the book in a browser (a quarter of an hour)
 	$(PYTEST) -n 2 $(NBVAL) tests selattn_lib $(TOUR)

@@ -221,8 +221,8 @@ def test_head_relevance_can_be_sorted(page: Page, root: str) -> None:
     assert sorted(after.split(",")) == sorted(before.split(","))
 
 
-def test_the_printed_book_has_every_figure_and_a_still_of_every_explorer(browser: Browser, tmp_path: Path) -> None:
-    index = build_book(ROOT, ROOT / "notebooks", tmp_path, "singlehtml")
+def test_the_printed_book_has_every_figure_and_a_still_of_every_explorer(browser: Browser, book: Path) -> None:
+    index = build_book(ROOT, ROOT / "notebooks", book.parents[1], "singlehtml", fresh=False)
     notebooks = "".join(path.read_text() for path in (ROOT / "notebooks").glob("*.ipynb"))
     context = browser.new_context()
     with watched_page(context, root := f"{index.parent.as_uri()}/") as page:

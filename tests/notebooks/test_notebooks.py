@@ -38,7 +38,7 @@ SMALL = {  # parameters, and what the chapter then prints
             "fast_seeds": 1,
             "fast_steps": 1,
             "diagnosis_seeds": 1,
-            "scenes": 20,
+            "scenes": 16,
         },
         "of 10 pictures",
     ),
