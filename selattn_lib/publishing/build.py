@@ -23,9 +23,9 @@ def build_book(
 ) -> Path:
     """Build the book of repository `root` from executed notebooks into `out`/_build; returns its index.html.
 
-    `builder`: "html", or "singlehtml" for one page, to be printed. `strict`: warnings are errors. `fresh`: pages
-    are read again though an earlier call has read them for the same `out`. Raises SystemExit with Jupyter Book's code
-    if it fails.
+    `builder`: "html", or "singlehtml" for one page, to be printed. `strict`: warnings are errors. `fresh`: all
+    pages are read anew; if not, those that an earlier call for the same `out` has read are taken. Raises SystemExit
+    with Jupyter Book's code if it fails.
     """
     if not any(notebooks.glob("*.ipynb")):
         raise FileNotFoundError(f"no notebook in {notebooks}; make some with: selattn run --out {notebooks} ...")
@@ -36,9 +36,8 @@ def build_book(
         raise FileNotFoundError(f"{jupyter_book} does not exist; it comes with: pip install -e '.[book]'")
     command = [str(jupyter_book), "build", str(source), "--path-output", str(out), "--builder", builder]
     print("building the book", file=sys.stderr, flush=True)
-    status = subprocess.run(
-        [*command, *["--all"] * fresh, *(["-W", "-n", "--keep-going"] if strict else ["-q"])]
-    ).returncode
+    command += ["--all"] * fresh + (["-W", "-n", "--keep-going"] if strict else ["-q"])
+    status = subprocess.run(command).returncode
     if status:
         raise SystemExit(status)
     return out / "_build" / builder / "index.html"
