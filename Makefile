@@ -7,6 +7,7 @@ DEVICE ?= cpu
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 TOUR := notebooks/00_quick_tour.ipynb
 export SELATTN_RUNS := $(CURDIR)/runs
+unexport PYTHONDONTWRITEBYTECODE  # many processes of Python are started: each file is compiled for all of them
 
 .PHONY: help env system book print executed notebooks replay lab rehearsal benchmarks lint check test clean
 # Threads of two processes would wait for each other. Notebooks are compared by nbval where they are named.
@@ -61,7 +62,7 @@ lint: env
 	$(BIN)/lint-imports --no-cache
 
 check: lint  ## lint, types, layers of the library, unit tests but those that start Python anew (three minutes)
-	$(PYTEST) -n 2 -m "not process"
+	$(PYTEST) -n 2 -p no:nbval -m "not process"
 
 test: system lint  ## all of that, every chapter with small parameters, the book in a browser (a quarter of an hour)
 	$(PYTEST) -n 2 $(NBVAL) tests selattn_lib $(TOUR)

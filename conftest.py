@@ -1,6 +1,8 @@
 """For notebooks and tests alike: what nbval does not compare, and the book that the tests look at."""
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +18,39 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
         collector.skip_compare += ("application/vnd.plotly.v1+json", "text/html", "stderr")
 
 
+def place(file: str) -> tuple[int, str]:
+    """When a file's tests are run, and what goes to one worker: the chapters, which share a kernel and studies, and all
+    that read the book. These two take longest, and begin."""
+    if "tests/notebooks/test_reproduced" in file or "tests/notebooks/test_notebooks" in file:
+        return ("test_notebooks" in file), "chapters"
+    if "tests/book/" in file:
+        return 2, "book"
+    return (3 if "notebooks/" in file else 4), file
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file goes to one worker; so do the chapters, which share studies, and all that read the book. The longest go
-    first."""
+    """Work is given out in the order of the collection, not first what has most tests."""
     from xdist.scheduler import LoadFileScheduling
 
     class Together(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = super()._split_scope(nodeid)
-            return "book" if "tests/book/" in file else "chapters" if "notebooks/test_notebooks" in file else file
+            return place(super()._split_scope(nodeid))[1]
 
+    config.option.loadscopereorder = False
     return Together(config, log)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported stays: the garbage collector need not look at it, now or later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of notebooks first, then those of the book, then the rest."""
-    items.sort(key=lambda item: ("notebooks" not in item.path.parts, "book" not in item.path.parts))
+    items.sort(key=lambda item: place(item.nodeid)[0])

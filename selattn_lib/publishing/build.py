@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .notebooks import log
-
 
 def stage(root: Path, notebooks: Path, source: Path) -> None:
     """Put what the book is made of side by side in `source`; times of files are kept for Sphinx's sake."""
@@ -20,10 +18,13 @@ def stage(root: Path, notebooks: Path, source: Path) -> None:
         shutil.copy2(notebook, source / "notebooks")
 
 
-def build_book(root: Path, notebooks: Path, out: Path, builder: str = "html", strict: bool = False) -> Path:
+def build_book(
+    root: Path, notebooks: Path, out: Path, builder: str = "html", strict: bool = False, fresh: bool = True
+) -> Path:
     """Build the book of repository `root` from executed notebooks into `out`/_build; returns its index.html.
 
-    `builder`: "html", or "singlehtml" for one page, to be printed. `strict`: warnings are errors. Raises SystemExit
+    `builder`: "html", or "singlehtml" for one page, to be printed. `strict`: warnings are errors. `fresh`: all
+    pages are read anew; if not, those that an earlier call for the same `out` has read are taken. Raises SystemExit
     with Jupyter Book's code if it fails.
     """
     if not any(notebooks.glob("*.ipynb")):
@@ -33,9 +34,10 @@ def build_book(root: Path, notebooks: Path, out: Path, builder: str = "html", st
     jupyter_book = Path(sys.executable).with_name("jupyter-book")
     if not jupyter_book.exists():
         raise FileNotFoundError(f"{jupyter_book} does not exist; it comes with: pip install -e '.[book]'")
-    command = [str(jupyter_book), "build", "--all", str(source), "--path-output", str(out), "--builder", builder]
-    log("building the book")
-    status = subprocess.run(command + (["-W", "-n", "--keep-going"] if strict else ["-q"])).returncode
+    command = [str(jupyter_book), "build", str(source), "--path-output", str(out), "--builder", builder]
+    print("building the book", file=sys.stderr, flush=True)
+    command += ["--all"] * fresh + (["-W", "-n", "--keep-going"] if strict else ["-q"])
+    status = subprocess.run(command).returncode
     if status:
         raise SystemExit(status)
     return out / "_build" / builder / "index.html"

@@ -4,6 +4,7 @@ import base64
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,15 @@ from selattn_lib.publishing.build import build_book
 PROSE = [page for page in pages() if page.startswith("book/")]
 CHAPTERS = [page for page in pages() if page.startswith("notebooks/")]
 EXPLORED = [page for page in CHAPTERS if page < "notebooks/07"]  # those with explorers
+
+
+@dataclass
+class Chapter:
+    """A chapter's page, and what it has read of the book's shared files."""
+
+    name: str
+    page: Page
+    read: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +50,17 @@ def context(browser: Browser, root: str) -> Iterator[BrowserContext]:
 def page(context: BrowserContext, root: str) -> Iterator[Page]:
     with watched_page(context, root) as page:
         yield page
+
+
+@pytest.fixture(scope="module")
+def chapter(request: pytest.FixtureRequest, context: BrowserContext, root: str) -> Iterator[Chapter]:
+    """A chapter, opened once for the tests that follow each other on it: the later ones move sliders, then change the
+    theme and the page's width."""
+    with watched_page(context, root) as page:
+        read: list[str] = []
+        page.on("request", lambda sent: read.append(sent.url) if "/_static/" in sent.url else None)
+        open_page(page, f"{root}{request.param}.html")
+        yield Chapter(request.param, page, read)
 
 
 def open_page(page: Page, address: str) -> None:
@@ -86,9 +107,66 @@ def test_the_fonts_of_the_widgets_are_where_they_are_looked_for(page: Page, root
     assert all((book / "_static" / font).exists() for font in fonts)
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
-def test_a_chapter_has_figures_in_both_themes_and_whole_titles_on_a_phone(page: Page, root: str, name: str) -> None:
-    open_page(page, f"{root}{name}.html")
+def explorer_views(html: str) -> list[dict[str, Any]]:
+    """The state of each explorer of a page, in the order of the page."""
+    state = json.loads(re.search(r'widget-state\+json">(.*?)</script>', html, re.S)[1])["state"]
+    shown = re.findall(r'widget-view\+json">(.*?)</script>', html, re.S)
+    boxes = [state[json.loads(text)["model_id"]]["state"] for text in shown]
+    boxes = [box for box in boxes if "selattn-explorer" in box.get("_dom_classes", [])]
+    views = [state[box["children"][1].removeprefix("IPY_MODEL_")] for box in boxes]
+    return [
+        {**view["state"], **{buffer["path"][0]: base64.b64decode(buffer["data"]) for buffer in view["buffers"]}}
+        for view in views
+    ]
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, indirect=True)
+def test_a_chapter_is_light_and_reads_each_shared_script_once(chapter: Chapter, book: Path) -> None:
+    scripts = [url for url in chapter.read if url.endswith(".js")]
+    assert len(scripts) == len(set(scripts))
+    text = (book / f"{chapter.name}.html").read_text()
+    pictures = [book / "_images" / picture for picture in set(re.findall(r"_images/([\w.-]+)", text))]
+    assert len(text.encode()) + sum(picture.stat().st_size for picture in pictures) < 4_000_000
+
+
+@pytest.mark.parametrize("chapter", EXPLORED, indirect=True)
+def test_the_explorers_of_a_chapter_read_the_librarys_numbers(chapter: Chapter, book: Path) -> None:
+    """What stands below the map of all heads, against the library on the maps that the page holds."""
+    page = chapter.page
+    views = explorer_views((book / f"{chapter.name}.html").read_text())
+    page.wait_for_function(
+        "count => document.querySelectorAll('.selattn-view[data-draw-ms]').length >= count", arg=len(views)
+    )
+    boxes = page.locator(".selattn-explorer")
+    assert len(views) == boxes.count() > 0
+    for i, view in enumerate(views):
+        size = view["height"], view["width"]
+        [maps, *_] = unpacked(view["maps"], view["grids"], [item["shift"] for item in view["items"]], size)
+        share = (maps.heatmap(0, "all").values > view["threshold"]).mean()
+        said = boxes.nth(i).locator(".selattn-all figcaption").inner_text()
+        assert f"{100 * share:.0f} % of the picture" in said
+        if view["kind"] == "aggregation":
+            assert f" heads for {view['concepts'][view['concept_0']]}, " in boxes.nth(i).inner_text()
+
+
+@pytest.mark.parametrize("chapter", EXPLORED, indirect=True)
+def test_a_slider_changes_words_and_pictures(chapter: Chapter) -> None:
+    explorer = chapter.page.locator(".widget-subarea").first
+    handle = explorer.locator(".noUi-handle").first
+    canvas = "el => [...el.querySelectorAll('canvas')].map(c => c.toDataURL()).join()"
+    settled(explorer)
+    words, pictures = explorer.inner_text(), explorer.evaluate(canvas)
+    handle.focus()
+    for _ in range(5):
+        chapter.page.keyboard.press("ArrowLeft")
+    settled(explorer)
+    assert explorer.inner_text() != words
+    assert explorer.evaluate(canvas) != pictures
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, indirect=True)
+def test_a_chapter_has_figures_in_both_themes_and_whole_titles_on_a_phone(chapter: Chapter) -> None:
+    page = chapter.page
     assert page.locator(".plotly-figure .main-svg").count() > 0
     assert all(page.locator(".plotly-figure").evaluate_all("figures => figures.map(figure => figure.ariaLabel)"))
     for explorer in page.locator(".selattn-explorer").all():
@@ -117,55 +195,6 @@ def test_a_page_is_as_accessible_in_the_dark(page: Page, root: str, name: str) -
 
 
 @pytest.mark.parametrize("name", EXPLORED)
-def test_a_slider_changes_words_and_pictures(page: Page, root: str, name: str) -> None:
-    open_page(page, f"{root}{name}.html")
-    explorer = page.locator(".widget-subarea").first
-    handle = explorer.locator(".noUi-handle").first
-    canvas = "el => [...el.querySelectorAll('canvas')].map(c => c.toDataURL()).join()"
-    settled(explorer)
-    words, pictures = explorer.inner_text(), explorer.evaluate(canvas)
-    handle.focus()
-    for _ in range(5):
-        page.keyboard.press("ArrowLeft")
-    settled(explorer)
-    assert explorer.inner_text() != words
-    assert explorer.evaluate(canvas) != pictures
-
-
-def explorer_views(html: str) -> list[dict[str, Any]]:
-    """The state of each explorer of a page, in the order of the page."""
-    state = json.loads(re.search(r'widget-state\+json">(.*?)</script>', html, re.S)[1])["state"]
-    shown = re.findall(r'widget-view\+json">(.*?)</script>', html, re.S)
-    boxes = [state[json.loads(text)["model_id"]]["state"] for text in shown]
-    boxes = [box for box in boxes if "selattn-explorer" in box.get("_dom_classes", [])]
-    views = [state[box["children"][1].removeprefix("IPY_MODEL_")] for box in boxes]
-    return [
-        {**view["state"], **{buffer["path"][0]: base64.b64decode(buffer["data"]) for buffer in view["buffers"]}}
-        for view in views
-    ]
-
-
-@pytest.mark.parametrize("name", EXPLORED)
-def test_the_explorers_of_a_chapter_read_the_librarys_numbers(page: Page, root: str, book: Path, name: str) -> None:
-    """What stands below the map of all heads, against the library on the maps that the page holds."""
-    open_page(page, f"{root}{name}.html")
-    views = explorer_views((book / f"{name}.html").read_text())
-    page.wait_for_function(
-        "count => document.querySelectorAll('.selattn-view[data-draw-ms]').length >= count", arg=len(views)
-    )
-    boxes = page.locator(".selattn-explorer")
-    assert len(views) == boxes.count() > 0
-    for i, view in enumerate(views):
-        size = view["height"], view["width"]
-        [maps, *_] = unpacked(view["maps"], view["grids"], [item["shift"] for item in view["items"]], size)
-        share = (maps.heatmap(0, "all").values > view["threshold"]).mean()
-        said = boxes.nth(i).locator(".selattn-all figcaption").inner_text()
-        assert f"{100 * share:.0f} % of the picture" in said
-        if view["kind"] == "aggregation":
-            assert f" heads for {view['concepts'][view['concept_0']]}, " in boxes.nth(i).inner_text()
-
-
-@pytest.mark.parametrize("name", EXPLORED)
 def test_without_scripts_a_picture_and_its_numbers_stand_there(
     browser: Browser, root: str, book: Path, name: str
 ) -> None:
@@ -177,18 +206,6 @@ def test_without_scripts_a_picture_and_its_numbers_stand_there(
         assert stills.count() >= 3 * len(views)
         assert stills.first.is_visible()
         assert re.search(r"\d+% of the picture", " ".join(stills.all_inner_texts()))
-
-
-@pytest.mark.parametrize("name", CHAPTERS)
-def test_a_chapter_is_light_and_reads_each_shared_script_once(page: Page, root: str, book: Path, name: str) -> None:
-    read: list[str] = []
-    page.on("request", lambda request: read.append(request.url) if "/_static/" in request.url else None)
-    open_page(page, f"{root}{name}.html")
-    scripts = [url for url in read if url.endswith(".js")]
-    assert len(scripts) == len(set(scripts))
-    text = (book / f"{name}.html").read_text()
-    pictures = [book / "_images" / picture for picture in set(re.findall(r"_images/([\w.-]+)", text))]
-    assert len(text.encode()) + sum(picture.stat().st_size for picture in pictures) < 4_000_000
 
 
 def test_head_relevance_can_be_sorted(page: Page, root: str) -> None:
@@ -204,8 +221,8 @@ def test_head_relevance_can_be_sorted(page: Page, root: str) -> None:
     assert sorted(after.split(",")) == sorted(before.split(","))
 
 
-def test_the_printed_book_has_every_figure_and_a_still_of_every_explorer(browser: Browser, tmp_path: Path) -> None:
-    index = build_book(ROOT, ROOT / "notebooks", tmp_path, "singlehtml")
+def test_the_printed_book_has_every_figure_and_a_still_of_every_explorer(browser: Browser, book: Path) -> None:
+    index = build_book(ROOT, ROOT / "notebooks", book.parents[1], "singlehtml", fresh=False)
     notebooks = "".join(path.read_text() for path in (ROOT / "notebooks").glob("*.ipynb"))
     context = browser.new_context()
     with watched_page(context, root := f"{index.parent.as_uri()}/") as page:

@@ -20,9 +20,10 @@ from selattn_lib.publishing.notebooks import fingerprint, is_current
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SEGMENTATION = ROOT / "notebooks" / "02_segmentation.ipynb"
-RELEVANCE = {"hrv_images": 4, "hrv_steps": 5}
-DRAWN = {"steps": 5, "hrv_images": 4, "seeds": 1}
-QUICK = {**DRAWN, "scenes": 10}
+FEW = str(ROOT / "tests" / "support" / "few_concepts.yaml")
+RELEVANCE = {"hrv_images": 2, "hrv_steps": 2}  # counted once for all chapters
+DRAWN = {"steps": 2, "hrv_images": 2, "seeds": 1}
+QUICK = {**DRAWN, "scenes": 6}
 SMALL = {  # parameters, and what the chapter then prints
     "01_head_relevance": (RELEVANCE, "concepts x 128 heads"),
     "02_segmentation": (QUICK, "generated: 10 images of 10 words"),
@@ -33,31 +34,32 @@ SMALL = {  # parameters, and what the chapter then prints
         {
             **QUICK,
             "word_seeds": 1,
-            "word_step": 20,
+            "word_step": 40,
             "fast_seeds": 1,
-            "fast_steps": 3,
-            "diagnosis_seeds": 2,
-            "scenes": 20,
+            "fast_steps": 1,
+            "diagnosis_seeds": 1,
+            "scenes": 16,
         },
         "of 10 pictures",
     ),
     "07_controls": ({**QUICK, "draws": 5}, "generated: 10 images"),
     "08_surface": ({**QUICK, "windows": 2}, "generated: 10 images"),
-    "09_beyond_animals": ({**QUICK, "concepts": ["Animals", "Plants"], "scenes": 6, "hrv_steps": 5}, "Plants"),
+    "09_beyond_animals": ({**QUICK, "concepts": ["Animals", "Plants"], "hrv_steps": 2}, "Plants"),
     "10_diagnosis_measured": ({**DRAWN, "seeds": 2}, "4 words x 2 seeds = 8 images"),
-    "11_weakening": ({**DRAWN, "heads": [10], "hrv_steps": 5}, "60 images, 6 conditions"),
+    "11_weakening": (
+        {**DRAWN, **RELEVANCE, "heads": [10], "concept": "Plants", "concepts": FEW},
+        "12 images, 6 conditions",
+    ),
     "12_ceiling": ({**QUICK, "draws": 5}, "generated: 10 images"),
     "13_generations": (QUICK, "generated: 10 images"),
     "14_planted_heads": (
         {
             **RELEVANCE,
             "doses": [0, 1],
-            "scenes": 2,
+            "scenes": 1,
             "mice": 2,
-            "seeds": 1,
             "mouse_seeds": 1,
             "steps": 2,
-            "hrv_steps": 2,
         },
         "2 doses, 16 concepts",
     ),

@@ -28,7 +28,7 @@ def model(shared_pipe, tmp_path_factory) -> str:
 
 def run(out: Path, model: str, *more: str) -> int:
     return cli.main(
-        ["explain", PROMPT, "--words", "cat", "dog", "--model", model, "--steps", "2", "--out", str(out), *more]
+        ["explain", PROMPT, "--words", "cat", "dog", "--model", model, "--steps", "1", "--out", str(out), *more]
     )
 
 
@@ -38,7 +38,7 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_what_is_written_is_what_the_library_makes_of_the_same_call(tmp_path, model, tiny_pipe, capsys) -> None:
     chosen = ["--hrv", "emoji-sd", "--heads", "20", "--concept", "Animals", "--seeds", "2", "--threshold", "0.3"]
-    assert run(tmp_path / "out", model, *chosen, "--guidance", "3") == 0
+    assert run(tmp_path / "out", model, *chosen, "--guidance", "3", "--steps", "2") == 0
     said = capsys.readouterr()
     assert said.out.strip() == str(tmp_path / "out" / "index.html")
     assert "4/4" in said.err and "<" in said.err, "steps that are done, and the time that remains"

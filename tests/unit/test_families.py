@@ -20,14 +20,15 @@ from tiny_sd import generate
 
 from selattn_lib.attention.capture import capture
 from selattn_lib.attention.scoring import score_heads
+from selattn_lib.models import supported
 from selattn_lib.models.families import find_family
 from selattn_lib.models.heads import cross_attention_heads
 from selattn_lib.models.pipelines import unet_layout
-from selattn_lib.models.supported import supported_models
 from selattn_lib.models.tokens import Tokens, find_word
 from selattn_lib.publishing.reproduce import time_call
 from selattn_lib.studies.relevance import RelevanceStudy, relevance_for
 
+supported_models = cache(supported.supported_models)  # lays out every network at its full size
 CONCEPTS = {"Animals": ["bear", "cat", "lampcat"], "Things": ["desk", "oak tree"]}
 
 T5_TOKENS = 12

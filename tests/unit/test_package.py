@@ -39,7 +39,8 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
 def test_importing_is_quick_and_quiet() -> None:
     """What takes seconds to import is imported when it is used."""
     script = (
-        "import json, sys\nimport selattn_lib as sa\nfrom selattn_lib import cli\ncli.main(['--help'])\n"
+        "import json, sys\nimport selattn_lib as sa\nfrom selattn_lib import cli\n"
+        "import selattn_lib.publishing.build\ncli.main(['--help'])\n"
         f"heavy = {HEAVY} & set(sys.modules)\n"
         "sa.load_pipeline('emoji-sd', device='cpu')\n"
         "print(json.dumps([sorted(heavy), type(sa.capture).__name__, sa.studies.__name__]))"
