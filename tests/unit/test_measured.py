@@ -13,7 +13,10 @@ ROOT = Path(__file__).parents[2]
 # The pages, and the numbers that stand there by hand: settings, sizes of models, what papers state. None is a result.
 GIVEN = {
     "README.md": "128 3 30",
-    "book/intro.md": "128 16 30 40 95",
+    "book/claims.md": "0.4 128 16 30 95",
+    "book/gallery.md": "",
+    "book/glossary.md": "",
+    "book/intro.md": "0.4 128 30 95",
     "book/method.md": "0 0.2.0 1 100 120 128 34",
     "book/performance.md": "1 1e-5 3 4 5 8 16 20 24 77 120 128 512"
     " 195 400 448 576 640 900 1,300 1,368 1,440 1,444 2,688",  # heads: `sa.supported_models`
@@ -58,6 +61,28 @@ def test_what_pages_read_from_the_chapters_is_there(extension: ModuleType) -> No
     asked = re.findall(r"{measured}`([^`]+)`", "".join(pages))
     found = {text: extension.look_up(ROOT / "notebooks", text) for text in asked}
     assert len(found) > 4 and all(re.search(r"\d", number) for number in found.values())
+
+
+def claims() -> list[tuple[str, dict[str, str]]]:
+    """(sentence, options) of every claim."""
+    found = re.findall(r"```{claim} (.+)\n((?::\w+: .+\n)+)```", (ROOT / "book/claims.md").read_text(encoding="utf-8"))
+    return [(sentence, dict(re.findall(r":(\w+): (.+)", options))) for sentence, options in found]
+
+
+@pytest.mark.parametrize(("sentence", "options"), claims(), ids=[sentence for sentence, _ in claims()])
+def test_a_claim_is_what_its_interval_says(extension: ModuleType, sentence: str, options: dict[str, str]) -> None:
+    number = extension.look_up(ROOT / "notebooks", options["number"])
+    against = options.get("against", "0")
+    limit = extension.look_up(ROOT / "notebooks", against) if ";" in against else against
+    assert extension.verdict(number, float(limit)) == options["expected"], f"{number}, {limit}"
+
+
+def test_a_verdict_needs_an_interval_and_says_on_which_side_it_is(extension: ModuleType) -> None:
+    assert extension.verdict("+0.1 [-0.1, +0.3], p = 0.2", 0) == "unclear"
+    assert extension.verdict("0.1 [0.05, 0.3]", 0) == extension.verdict("41% [25%, 59%]", 20) == "above"
+    assert extension.verdict("0.1 [0.05, 0.3]", 0.31) == "below"
+    with pytest.raises(ValueError, match="no interval"):
+        extension.verdict("1.000 (no interval)", 0)
 
 
 NAMED = r"(?:Stable Diffusion|SD|SAM|FLUX|Apache|Python|XL|ILSVRC|arXiv|Table|Figure)[ .-](?:v?\d[\w.]*(?:, )?)+"
