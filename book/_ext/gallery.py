@@ -70,7 +70,7 @@ class Gallery(SphinxDirective):
             self.env.note_dependency(str(notebook))
             shown = nodes.bullet_list(classes=["gallery"])
             for number, said, picture in figures_of(notebook):
-                image = nodes.raw("", f'<img src="{picture}" alt="">', format="html")
+                image = nodes.raw("", f'<img src="{picture}" alt="" class="dark-light">', format="html")
                 link = nodes.reference("", "", image, nodes.strong("", f"Figure {number}. "), internal=True)
                 link += nodes.inline("", said)
                 link["figure"] = label(number)

@@ -4,27 +4,14 @@
 
 is what stands in a notebook's first table that has such a row, in the column whose head begins with the second part and
 the row that holds all the others; spanned cells are part of each of their rows. So a page and a chapter never differ.
-
-    ```{claim} The 30 heads most relevant to *Animals* draw worse maps than all heads.
-    :number: 12_ceiling; less all heads; top 30
-    :what: IoU at 0.4, less all heads, on `emoji-sd`
-    :expected: below
-    ```
-
-is a claim with such a number, how sure it is by the number's interval, the chapter and the command that measures it
-again. The build fails when the interval says otherwise: `below` and `above` leave out 0, or what `:against:` says;
-`unclear` holds it.
 """
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 from bs4 import BeautifulSoup, Tag
 from docutils import nodes
-from docutils.parsers.rst import directives
-from sphinx.util.docutils import SphinxDirective
 
 
 def rows_of(part: Tag | None) -> list[list[str]]:
@@ -75,53 +62,7 @@ def measured(name, rawtext, text, lineno, inliner, options=None, content=None):
         return [inliner.problematic(rawtext, rawtext, message)], [message]
 
 
-def verdict(number: str, against: float) -> str:
-    """Where the interval of `0.1 [0.0, 0.2]` lies: "above", "below" or "unclear"; ValueError where there is none."""
-    found = re.search(r"\[([-+\d.]+)%?, ([-+\d.]+)%?\]", number)
-    if not found:
-        raise ValueError(f"{number!r} has no interval")
-    low, high = map(float, found.groups())
-    return "above" if low > against else "below" if high < against else "unclear"
-
-
-SURE = {
-    "above": "**Clear**: the whole interval is above {}.",
-    "below": "**Clear**: the whole interval is below {}.",
-    "unclear": "**No clear difference**: the interval holds {}.",
-}
-
-
-class Claim(SphinxDirective):
-    required_arguments = 1
-    final_argument_whitespace = True
-    option_spec = dict.fromkeys(("number", "what", "expected", "against"), directives.unchanged_required)
-
-    def run(self) -> list[nodes.Node]:
-        notebooks = Path(self.env.srcdir, self.config.measured_from)
-        asked, against = self.options["number"], self.options.get("against", "0")
-        try:
-            number = look_up(notebooks, asked)
-            limit = look_up(notebooks, against) if ";" in against else against
-            found = verdict(number, float(limit.split()[0]))
-            if found != self.options["expected"]:
-                raise ValueError(f"expected {self.options['expected']}, but {number} is {found} of {limit}")
-        except (LookupError, OSError, ValueError) as error:
-            raise self.error(f"{self.arguments[0]}: {error}") from error
-        chapter = asked.split(";")[0].strip()
-        text = f"""**{self.arguments[0]}**
-
-{number}: {self.options["what"]}. {SURE[found].format(limit)}
-
-Chapter: [](../notebooks/{chapter}.ipynb)
-
-`selattn run notebooks/{chapter}.ipynb --out runs/again`
-"""
-        sure = "unclear" if found == "unclear" else "clear"
-        return [nodes.container("", *self.parse_text_to_nodes(text), classes=["claim", f"claim-{sure}"])]
-
-
 def setup(app):
     app.add_config_value("measured_from", "notebooks", "env")
     app.add_role("measured", measured)
-    app.add_directive("claim", Claim)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

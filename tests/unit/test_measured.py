@@ -63,28 +63,6 @@ def test_what_pages_read_from_the_chapters_is_there(extension: ModuleType) -> No
     assert len(found) > 4 and all(re.search(r"\d", number) for number in found.values())
 
 
-def claims() -> list[tuple[str, dict[str, str]]]:
-    """(sentence, options) of every claim."""
-    found = re.findall(r"```{claim} (.+)\n((?::\w+: .+\n)+)```", (ROOT / "book/claims.md").read_text(encoding="utf-8"))
-    return [(sentence, dict(re.findall(r":(\w+): (.+)", options))) for sentence, options in found]
-
-
-@pytest.mark.parametrize(("sentence", "options"), claims(), ids=[sentence for sentence, _ in claims()])
-def test_a_claim_is_what_its_interval_says(extension: ModuleType, sentence: str, options: dict[str, str]) -> None:
-    number = extension.look_up(ROOT / "notebooks", options["number"])
-    against = options.get("against", "0")
-    limit = extension.look_up(ROOT / "notebooks", against) if ";" in against else against
-    assert extension.verdict(number, float(limit)) == options["expected"], f"{number}, {limit}"
-
-
-def test_a_verdict_needs_an_interval_and_says_on_which_side_it_is(extension: ModuleType) -> None:
-    assert extension.verdict("+0.1 [-0.1, +0.3], p = 0.2", 0) == "unclear"
-    assert extension.verdict("0.1 [0.05, 0.3]", 0) == extension.verdict("41% [25%, 59%]", 20) == "above"
-    assert extension.verdict("0.1 [0.05, 0.3]", 0.31) == "below"
-    with pytest.raises(ValueError, match="no interval"):
-        extension.verdict("1.000 (no interval)", 0)
-
-
 NAMED = r"(?:Stable Diffusion|SD|SAM|FLUX|Apache|Python|XL|ILSVRC|arXiv|Table|Figure)[ .-](?:v?\d[\w.]*(?:, )?)+"
 LEFT_OUT = r"""```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|\]\([^)]*\)|https?://\S+|"[^"\n]*"|\{[^}]*\}"""
 
