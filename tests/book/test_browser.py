@@ -213,10 +213,11 @@ def test_the_printed_book_has_every_figure_and_a_still_of_every_explorer(browser
     with watched_page(context, root := f"{index.parent.as_uri()}/") as page:
         open_page(page, f"{root}index.html")
         assert page.locator(".plotly-figure").count() == notebooks.count('vnd.plotly.v1+json": {')
-        assert (
-            page.get_by_text("White line: edge of the mask.").count() == notebooks.count("<noscript>") + 1
-        )  # first page
-        assert page.get_by_role("heading", name="emoji-sd, the model of this book").count() == 1
+        stills = notebooks.count("<noscript>") + 1  # that of the first page
+        assert page.get_by_text("White line: edge of the mask.").count() == stills
+        assert page.locator('[id="document-notebooks/06_emoji_sd"]').count() == 1
+        links = page.locator("ul.gallery a").evaluate_all("links => links.map(link => link.getAttribute('href'))")
+        assert len(links) > 30 and all(page.locator(f'[id="{link[1:]}"]').count() == 1 for link in links)
         page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
         assert page.locator(".plotly-figure").evaluate_all("all => all.every(figure => figure.scrollWidth <= 680)")
     context.close()
