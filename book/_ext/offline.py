@@ -64,8 +64,8 @@ def prepare_print(app, pagename, templatename, context, doctree):
 
 
 def move_print(app, exception):
-    """The one page refers to its files, and to an index for searching, from the folder above its first chapter; its links
-    to its own parts name none."""
+    """The one page refers to its files, and to an index for searching, from the folder above its first chapter, and to
+    its own parts without a file's name."""
     if exception is None and app.builder.name == "singlehtml":
         page = Path(app.outdir, f"{app.config.root_doc}.html")
         page.write_text(page.read_text().replace(f'href="{app.config.root_doc}.html#', 'href="#'))
