@@ -64,9 +64,12 @@ def prepare_print(app, pagename, templatename, context, doctree):
 
 
 def move_print(app, exception):
-    """The one page refers to its files, and to an index for searching, from the folder above its first chapter."""
+    """The one page refers to its files, and to an index for searching, from the folder above its first chapter, and to
+    its own parts without a file's name."""
     if exception is None and app.builder.name == "singlehtml":
-        Path(app.outdir, f"{app.config.root_doc}.html").replace(Path(app.outdir, "index.html"))
+        page = Path(app.outdir, f"{app.config.root_doc}.html")
+        page.write_text(page.read_text().replace(f'href="{app.config.root_doc}.html#', 'href="#'))
+        page.replace(Path(app.outdir, "index.html"))
         Path(app.outdir, "searchindex.js").touch()
 
 

@@ -161,7 +161,7 @@ def threshold_free(
     Returns
     -------
     xarray.DataArray (image, ..., score)
-        In [0, 1]; not a number where the truth is empty. "average precision": of the ranking of pixels by the map.
+        In [0, 1]; NaN where the truth is empty. "average precision": of the ranking of pixels by the map.
         "best IoU": at whatever threshold is the best for this very map. "pointing game": 1 if the map's highest pixel
         is in the truth.
 
@@ -233,7 +233,7 @@ def head_precisions(maps: HeadMaps, *, word: int | str = 0, truth: str = "truth"
     Returns
     -------
     xarray.DataArray (image, head)
-        In [0, 1]; not a number where the truth is empty.
+        In [0, 1]; NaN where the truth is empty.
 
     Examples
     --------
@@ -348,7 +348,7 @@ def attention_on(
     Returns
     -------
     xarray.DataArray (heads, mask, statistic)
-        mean, low, high (95 %) and images; not a number where there is no image.
+        mean, low, high (95 %) and images; NaN where there is no image.
 
     Examples
     --------

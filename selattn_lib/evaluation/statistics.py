@@ -133,7 +133,7 @@ def mean_interval(values: Any, groups: Any = None, *, share: bool = False) -> In
     Returns
     -------
     Interval
-        (mean, low, high). With one group only there is no interval: both ends are not a number.
+        (mean, low, high). With one group only there is no interval: both ends are NaN.
 
     Raises
     ------
@@ -248,7 +248,7 @@ def effect_size(a: Any, b: Any, groups: Any = None) -> float:
     Returns
     -------
     float
-        0.2 is called small, 0.5 medium, 0.8 large. Not a number if all groups differ by the same.
+        0.2 is called small, 0.5 medium, 0.8 large. NaN if all groups differ by the same.
 
     Examples
     --------
@@ -324,7 +324,7 @@ def rank_correlation(first: Any, second: Any, *, seed: int = 0, draws: int = 999
     Returns
     -------
     (float, float)
-        rho in [-1, 1], and p. Both are not a number where one list is constant.
+        rho in [-1, 1], and p. Both are NaN where one list is constant.
 
     Examples
     --------
@@ -491,7 +491,7 @@ def rank_agreement(first: Any, second: Any, top: int = 30) -> tuple[float, float
     Returns
     -------
     (float, float)
-        Not a number where one vector is constant, as one without votes is.
+        NaN where one vector is constant, as one without votes is.
 
     Examples
     --------
@@ -558,7 +558,7 @@ def roc(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     Returns
     -------
     (array (threshold), array (threshold))
-        False and true positive rates in [0, 1]; not a number if `labels` has none of its kind.
+        False and true positive rates in [0, 1]; NaN if `labels` has none of its kind.
 
     Raises
     ------
@@ -597,7 +597,7 @@ def area_under_roc(scores: Any, labels: Any, strata: Any = None, *, seed: int = 
     Returns
     -------
     Interval
-        Not a number if no stratum has both labels.
+        NaN if no stratum has both labels.
 
     Raises
     ------
@@ -658,7 +658,7 @@ def _group_sums(values: np.ndarray, groups: Any) -> tuple[np.ndarray, np.ndarray
 
 def _half_widths(sums: np.ndarray, sizes: np.ndarray, noise: Any = 0.0) -> np.ndarray:
     """(cell) half the width of the t interval of the mean, from the `sums` (group, cell) and `sizes` of groups and the
-    standard deviation that the ranking's `noise` gives the mean; not a number with one group."""
+    standard deviation that the ranking's `noise` gives the mean; NaN with one group."""
     n_groups, n_images = len(sizes), sizes.sum()
     if n_groups == 1:
         return np.full(sums.shape[1], np.nan)

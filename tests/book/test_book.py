@@ -5,11 +5,12 @@ import importlib
 import json
 import re
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import plotly.offline
 import pytest
 import yaml
+from docutils import nodes
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "selattn_lib"
@@ -75,5 +76,65 @@ def test_the_reference_shows_every_public_name(book: Path) -> None:
 def test_the_first_page_shows_the_numbers_of_the_chapters(book: Path) -> None:
     """Where one was not found, Sphinx shows what was asked for instead."""
     html = re.sub("<.*?>", "", (book / "book" / "intro.html").read_text())
-    shown = html[html.index("The paper says yes") : html.index("Every score above")]
+    shown = html[html.index("The paper: yes") : html.index("White line")]
     assert "measured}" not in shown and len(re.findall(r"\d\.\d{3} \[", shown)) >= 4
+
+
+def test_the_first_page_has_three_doors_and_leads_to_the_papers_figures(book: Path) -> None:
+    html = (book / "book" / "intro.html").read_text()
+    doors = re.search(r'<div class="doors.*?</div>', html, re.DOTALL)
+    assert doors and re.findall(r'href="([^"]+)"', doors[0]) == [
+        "../notebooks/00_quick_tour.html",
+        "#explore",
+        "rerun.html",
+    ]
+    assert 'id="explore"' in html and "04_mouse_diagnosis.html#figure-4-1" in html
+
+
+def test_the_gallery_leads_to_every_figure(book: Path) -> None:
+    captions = {
+        (path.stem, number.replace(".", "-"))
+        for path in (ROOT / "notebooks").glob("*.ipynb")
+        for number in re.findall(r'"\*Figure (\d+\.\d+)\. ', path.read_text(encoding="utf-8"))
+    }
+    html = (book / "book" / "gallery.html").read_text()
+    links = re.findall(r'href="\.\./notebooks/(\w+)\.html#figure-(\d+-\d+)"><img src="data:image', html)
+    assert set(links) == captions and len(links) == len(captions) > 30
+    for name in {name for name, _ in links}:
+        chapter = (book / "notebooks" / f"{name}.html").read_text()
+        places = [
+            re.search(rf'<div class="cell[^>]* id="figure-{number}"', chapter) for stem, number in links if stem == name
+        ]
+        assert all(places), name
+
+
+def test_every_claim_stands_with_its_verdict_chapter_and_command(book: Path) -> None:
+    html = (book / "book" / "claims.html").read_text()
+    claims = re.findall(r'<div class="claim.*?</div>', html, re.DOTALL)
+    assert len(claims) == (ROOT / "book" / "claims.md").read_text().count("```{claim}") > 10
+    for claim in claims:
+        name = re.search(r'href="\.\./notebooks/(\w+)\.html"', claim)
+        text = re.sub("<.*?>", "", claim)
+        assert name and f"selattn run notebooks/{name[1]}.ipynb --out" in text
+        assert re.search(r"\d\.\d+ \[.*?\]", text) and ("Clear: " in text or "No clear difference: " in text)
+
+
+@pytest.mark.parametrize("page", pages())
+def test_a_link_that_is_shared_has_title_description_and_picture(book: Path, page: str) -> None:
+    html = (book / f"{page}.html").read_text()
+    card = dict(re.findall(r'<meta (?:property|name)="((?:og|twitter):[\w:]+|description)" content="([^"]*)">', html))
+    assert {"og:title", "og:description", "og:image", "og:type", "twitter:card", "description"} <= set(card)
+    assert len(card["og:description"]) > 40 and (book / page).parent.joinpath(card["og:image"]).resolve().exists()
+
+
+def test_a_published_book_names_its_address_in_the_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "book" / "_ext"))
+    monkeypatch.setenv("BOOK_URL", "https://example.org/book")
+    social = importlib.import_module("social")
+    document = nodes.section("", nodes.paragraph("", "A sentence that is long enough to be a description of a page."))
+    app = SimpleNamespace(config=SimpleNamespace(html_title="Book", project=""))
+    context = {"title": "A &amp; <em>B</em>", "metatags": ""}
+    social.add_card(app, "book/a", "page.html", context, document)
+    assert 'content="https://example.org/book/_static/figure_one.png"' in context["metatags"]
+    assert 'property="og:url" content="https://example.org/book/book/a.html"' in context["metatags"]
+    assert 'content="A &amp; B"' in context["metatags"]

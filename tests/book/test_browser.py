@@ -19,7 +19,7 @@ from selattn_lib.publishing.build import build_book
 
 PROSE = [page for page in pages() if page.startswith("book/")]
 CHAPTERS = [page for page in pages() if page.startswith("notebooks/")]
-EXPLORED = [page for page in CHAPTERS if page < "notebooks/07"]  # those with explorers
+EXPLORED = ["book/intro", *(page for page in CHAPTERS if page < "notebooks/07")]  # those with explorers
 
 
 @dataclass
@@ -120,8 +120,8 @@ def explorer_views(html: str) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS, indirect=True)
-def test_a_chapter_is_light_and_reads_each_shared_script_once(chapter: Chapter, book: Path) -> None:
+@pytest.mark.parametrize("chapter", [*CHAPTERS, "book/intro", "book/gallery"], indirect=True)
+def test_a_page_is_light_and_reads_each_shared_script_once(chapter: Chapter, book: Path) -> None:
     scripts = [url for url in chapter.read if url.endswith(".js")]
     assert len(scripts) == len(set(scripts))
     text = (book / f"{chapter.name}.html").read_text()
@@ -185,7 +185,9 @@ def test_a_chapter_has_figures_in_both_themes_and_whole_titles_on_a_phone(chapte
     )
 
 
-@pytest.mark.parametrize("name", ["book/method", "notebooks/02_segmentation"])
+@pytest.mark.parametrize(
+    "name", ["book/intro", "book/method", "book/claims", "book/gallery", "notebooks/02_segmentation"]
+)
 def test_a_page_is_as_accessible_in_the_dark(page: Page, root: str, name: str) -> None:
     open_page(page, f"{root}{name}.html")
     page.evaluate("document.documentElement.dataset.theme = 'dark'")
@@ -228,8 +230,12 @@ def test_the_printed_book_has_every_figure_and_a_still_of_every_explorer(browser
     with watched_page(context, root := f"{index.parent.as_uri()}/") as page:
         open_page(page, f"{root}index.html")
         assert page.locator(".plotly-figure").count() == notebooks.count('vnd.plotly.v1+json": {')
-        assert page.get_by_text("White line: edge of the mask.").count() == notebooks.count("<noscript>")
-        assert page.get_by_role("heading", name="emoji-sd, the model of this book").count() == 1
+        stills = notebooks.count("<noscript>") + 1  # that of the first page
+        assert page.get_by_text("White line: edge of the mask.").count() == stills
+        assert page.locator('[id="document-notebooks/06_emoji_sd"]').count() == 1
+        there = "links => links.map((link) => !!document.getElementById(link.getAttribute('href').slice(1)))"
+        found = page.locator("ul.gallery a").evaluate_all(there)
+        assert len(found) > 30 and all(found)
         page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
         assert page.locator(".plotly-figure").evaluate_all("all => all.every(figure => figure.scrollWidth <= 680)")
     context.close()
