@@ -46,9 +46,9 @@ from .statistics import (
     spread,
     statement,
 )
-from .tables import benchmark_table, chance_table, comparison_table
+from .tables import Table, benchmark_table, chance_table, comparison_table
 
-__all__ = ["Difference", "Interval", "agreement", "area_under_roc", "attention_on", "attention_ratio", "band"]
+__all__ = ["Difference", "Interval", "Table", "agreement", "area_under_roc", "attention_on", "attention_ratio", "band"]
 __all__ += ["benchmark_table", "best_disc", "centred_disc", "chance_table", "comparison_table", "cross_fitted"]
 __all__ += ["direction", "effect_size", "format_correlation", "format_p", "full_frame", "iou", "ious"]
 __all__ += ["log_attention_ratio", "map_correlation", "mean_attention", "mean_interval", "oracle_ious"]
