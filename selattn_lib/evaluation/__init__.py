@@ -43,6 +43,7 @@ from .statistics import (
     rank_agreement,
     rank_correlation,
     roc,
+    share_interval,
     spread,
     statement,
 )
@@ -53,6 +54,6 @@ __all__ += ["benchmark_table", "best_disc", "centred_disc", "chance_table", "com
 __all__ += ["direction", "effect_size", "format_correlation", "format_p", "full_frame", "iou", "ious"]
 __all__ += ["log_attention_ratio", "map_correlation", "mean_attention", "mean_interval", "oracle_ious"]
 __all__ += ["paired_difference", "percentile", "plateau", "presence", "rank_agreement", "rank_correlation", "roc"]
-__all__ += ["single_ious", "spread", "statement", "threshold_free"]
+__all__ += ["share_interval", "single_ious", "spread", "statement", "threshold_free"]
 __all__ += ["RULES", "compare_rules", "concept_gains", "consensus_gain", "every_score", "found", "head_attention"]
 __all__ += ["head_precisions", "otsu_ious", "rule_sets"]
