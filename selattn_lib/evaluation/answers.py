@@ -172,10 +172,10 @@ def share(right: Any) -> tuple[str, float]:
     return text, float(binomtest(int(first.sum()), len(first)).pvalue)
 
 
-def halves(agreement: tuple[float, int], *, heads: int) -> str:
+def halves(agreement: tuple[float, float], *, heads: int) -> str:
     """Whether two halves of the images rank the heads alike, from `rank_agreement`."""
     rho, shared = agreement
-    return f"two halves of the images share {shared} of the top {heads} heads (rank correlation {rho:.2f})"
+    return f"two halves of the images share {shared:.0%} of the top {heads} heads (rank correlation {rho:.2f})"
 
 
 def own_meanings(log_ratios: np.ndarray) -> str:
