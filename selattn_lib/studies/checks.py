@@ -15,7 +15,7 @@ from .relevance import relevance_for
 
 COUNTS = {  # whole numbers -> the least that makes sense
     "batch": 1, "draws": 1, "example_seeds": 1, "fast_seeds": 1, "fast_steps": 1, "diagnosis_seeds": 1,
-    "hrv_images": 2, "hrv_steps": 1, "mice": 1, "mouse_seeds": 1, "scenes": 2, "seed": 0, "seeds": 1, "steps": 1,
+    "hrv_images": 2, "hrv_steps": 1, "mice": 1, "mouse_seeds": 1, "scenes": 1, "seed": 0, "seeds": 1, "steps": 1,
     "window_seeds": 1, "windows": 1, "word_seeds": 1, "word_step": 1, "words_each": 2,
 }  # fmt: skip
 CHECKED = {
@@ -74,7 +74,8 @@ def check_parameters(given: Mapping[str, Any], *, several: bool = False, objects
     ValueError: concept 'Size' is of no objects that the segmenter emoji-sd knows: expected one of Animals, Plants, ...
     """
     given = {name: value for name, value in given.items() if name in CHECKED}
-    for name, least in COUNTS.items():
+    several_words = {"scenes": 2} if "models" in given else {}  # rules are learnt on one half, and scored on the other
+    for name, least in (COUNTS | several_words).items():
         value = given.get(name, least)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name}={value!r}: expected a whole number, {least} or more")

@@ -10,6 +10,7 @@ from types import ModuleType
 import plotly.offline
 import pytest
 import yaml
+from bs4 import BeautifulSoup
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "selattn_lib"
@@ -77,3 +78,20 @@ def test_the_first_page_shows_the_numbers_of_the_chapters(book: Path) -> None:
     html = re.sub("<.*?>", "", (book / "book" / "intro.html").read_text())
     shown = html[html.index("The paper says yes") : html.index("Every score above")]
     assert "measured}" not in shown and len(re.findall(r"\d\.\d{3} \[", shown)) >= 4
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if page.startswith("notebooks/")])
+def test_a_table_of_a_chapter_has_a_caption_named_columns_and_whole_intervals(book: Path, page: str) -> None:
+    soup = BeautifulSoup((book / f"{page}.html").read_text(), "html.parser")
+    for table in soup.select("table.dataframe"):
+        assert re.match(r"Table \d+\.\d+\. ", table.caption.get_text())
+        assert len(table.thead("tr")) == 1 and all(cell.get_text(strip=True) for cell in table.thead(["th", "td"]))
+        broken = [cell.get_text() for cell in table("td") if re.search(r"\d \[|, [-+\d]", cell.get_text())]
+        assert broken == [], "no-break spaces keep a number and its interval on one line"
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if page.startswith("notebooks/") and "00_" not in page])
+def test_a_chapter_begins_and_ends_with_its_answer(book: Path, page: str) -> None:
+    html = (book / f"{page}.html").read_text()
+    settings, answer = html.index('<details class="settings">'), "<strong>Answer.</strong>"
+    assert html.count(answer) == 2 and html.index(answer) < settings < html.rindex(answer)

@@ -111,6 +111,7 @@ def test_what_a_chapter_can_be_run_with_is_let_through(given: dict[str, Any]) ->
         ({"segmenter": "grounded_sam"}, "no segmenter 'grounded_sam': .*; did you mean 'grounded-sam'"),
         ({"dtype": "fp8"}, "dtype='fp8': .*'fp32', 'fp16' or 'bf16'"),
         ({"batch": 0}, "batch=0: expected a whole number, 1 or more"),
+        ({"models": ["emoji-sd"], "scenes": 1}, "scenes=1: expected a whole number, 2 or more"),
         ({"draws": "many"}, "draws='many': expected a whole number, 1 or more"),
         ({"steps": 2.5}, "steps=2.5: expected a whole number"),
         ({"guidance": 0}, "guidance=0"),
