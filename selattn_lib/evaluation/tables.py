@@ -62,8 +62,9 @@ class Table:
 
 
 def unbroken(text: str) -> str:
-    """A text that begins with a number, with no-break spaces in it; any other as it is."""
-    return text.replace(" ", "\N{NO-BREAK SPACE}") if re.match(r"[-+]?\d", text) else text
+    """A number and its interval with no-break spaces between them; any other text as it is."""
+    whole = re.match(r"[-+]?[\d.]+ (\[|±|\(no interval|\(the lowest)", text)
+    return text.replace(" ", "\N{NO-BREAK SPACE}") if whole else text
 
 
 def benchmark_table(scores: xr.DataArray, maps: HeadMaps, *, paper: bool = True) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import xarray as xr
 
 from selattn_lib.evaluation.baselines import centred_disc
 from selattn_lib.evaluation.statistics import mean_interval, paired_difference
-from selattn_lib.evaluation.tables import Table, benchmark_table, chance_table, comparison_table
+from selattn_lib.evaluation.tables import Table, benchmark_table, chance_table, comparison_table, unbroken
 from selattn_lib.maps.head_maps import HeadMaps
 
 
@@ -90,4 +90,6 @@ def test_a_table_has_a_caption_one_row_of_heads_without_an_empty_one_and_no_numb
         ["0.3", "all heads", "0.780\N{NO-BREAK SPACE}[0.728,\N{NO-BREAK SPACE}0.824]", "3"],
         ["0.3", long, "-0.100\N{NO-BREAK SPACE}[-0.200,\N{NO-BREAK SPACE}-0.010]", "4"],
     ]
+    assert unbroken("9 (Food and Beverages)") == "9 (Food and Beverages)"
+    assert unbroken("0.002 (the lowest)") == "0.002\N{NO-BREAK SPACE}(the\N{NO-BREAK SPACE}lowest)"
     assert "0.780 [0.728, 0.824]" in repr(Table(frame, "Table 2.1."))
