@@ -36,6 +36,7 @@ from .models.heads import cross_attention_heads as cross_attention_heads
 from .models.pipelines import load_pipeline as load_pipeline
 from .models.segmenters import load_segmenter as load_segmenter
 from .models.supported import supported_models as supported_models
+from .studies.checks import check_parameters as check_parameters
 from .studies.experiment import experiment as experiment
 from .studies.generated import DiagnosisStudy as DiagnosisStudy
 from .studies.generated import Study as Study

@@ -1,7 +1,8 @@
 """Concepts and their words: the paper's 34, and those of the embedded world."""
 
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,17 @@ def read_lines(name_or_path: str | Path) -> list[str]:
 def check_concept(concept: str, concepts: Mapping[str, Sequence[str]]) -> str:
     """`concept` itself, if it is one of `concepts`; ValueError naming them all otherwise."""
     if concept not in [*concepts]:
-        raise ValueError(f"no concept {concept!r}: expected one of {', '.join(concepts)}")
+        raise ValueError(
+            f"no concept {concept!r}: expected one of {', '.join(concepts)}{did_you_mean(concept, concepts)}"
+        )
     return concept
+
+
+def did_you_mean(given: object, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name: "; did you mean 'bear'?", or "" if none of `known` is near."""
+    names = {name.lower(): name for name in known}
+    near = get_close_matches(str(given).lower(), names, n=1)
+    return f"; did you mean {names[near[0]]!r}?" if near else ""
 
 
 BENCHMARK_ANIMALS = ("bear", "bird", "cat", "cow", "dog", "elephant", "sheep", "horse", "monkey", "zebra")

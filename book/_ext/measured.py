@@ -2,8 +2,9 @@
 
     {measured}`02_segmentation; mean IoU; 0.4; top 30 heads`
 
-is what stands in a notebook's first table that has such a row, in the column whose head begins with the second part and
-the row that holds all the others; spanned cells are part of each of their rows. So a page and a chapter never differ.
+is what stands in a notebook's first table that has such a row, in the column whose head begins with a part, the first
+that does, and the row that holds all the others; spanned cells are part of each of their rows. So a page and a chapter
+never differ.
 """
 
 from collections.abc import Iterator
@@ -43,13 +44,14 @@ def tables(notebook: Path) -> Iterator[tuple[list[str], list[list[str]]]]:
 
 def look_up(notebooks: Path, text: str) -> str:
     """The cell that `notebook; column; row; ...` names; LookupError if there is none."""
-    name, column, *wanted = (part.strip() for part in text.split(";"))
+    name, *parts = (part.strip() for part in text.split(";"))
     for heads, rows in tables(notebooks / f"{name}.ipynb"):
-        columns = [number for number, head in enumerate(heads) if head.startswith(column)]
-        for row in rows:
-            if columns and {*wanted} <= {*row}:
-                return row[columns[0]]
-    raise LookupError(f"no table of {name} has a column {column!r} and a row with {wanted}")
+        for column in parts:
+            columns = [number for number, head in enumerate(heads) if head.startswith(column)]
+            for row in rows:
+                if columns and {*parts} - {column} <= {*row}:
+                    return row[columns[0]]
+    raise LookupError(f"no table of {name} has a column and a row with {parts}")
 
 
 def measured(name, rawtext, text, lineno, inliner, options=None, content=None):

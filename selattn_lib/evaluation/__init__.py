@@ -43,16 +43,17 @@ from .statistics import (
     rank_agreement,
     rank_correlation,
     roc,
+    share_interval,
     spread,
     statement,
 )
-from .tables import benchmark_table, chance_table, comparison_table
+from .tables import Table, benchmark_table, chance_table, comparison_table
 
-__all__ = ["Difference", "Interval", "agreement", "area_under_roc", "attention_on", "attention_ratio", "band"]
+__all__ = ["Difference", "Interval", "Table", "agreement", "area_under_roc", "attention_on", "attention_ratio", "band"]
 __all__ += ["benchmark_table", "best_disc", "centred_disc", "chance_table", "comparison_table", "cross_fitted"]
 __all__ += ["direction", "effect_size", "format_correlation", "format_p", "full_frame", "iou", "ious"]
 __all__ += ["log_attention_ratio", "map_correlation", "mean_attention", "mean_interval", "oracle_ious"]
 __all__ += ["paired_difference", "percentile", "plateau", "presence", "rank_agreement", "rank_correlation", "roc"]
-__all__ += ["single_ious", "spread", "statement", "threshold_free"]
+__all__ += ["share_interval", "single_ious", "spread", "statement", "threshold_free"]
 __all__ += ["RULES", "compare_rules", "concept_gains", "consensus_gain", "every_score", "found", "head_attention"]
 __all__ += ["head_precisions", "otsu_ious", "rule_sets"]

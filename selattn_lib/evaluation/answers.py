@@ -172,6 +172,12 @@ def share(right: Any) -> tuple[str, float]:
     return text, float(binomtest(int(first.sum()), len(first)).pvalue)
 
 
+def halves(agreement: tuple[float, float], *, heads: int) -> str:
+    """Whether two halves of the images rank the heads alike, from `rank_agreement`."""
+    rho, shared = agreement
+    return f"two halves of the images share {shared:.0%} of the top {heads} heads (rank correlation {rho:.2f})"
+
+
 def own_meanings(log_ratios: np.ndarray) -> str:
     """Whether the maps of two concepts' heads fall on their own meanings, from log attention ratios (image, set), or
     (image, set, ranking): in how many pictures the first leans more to the first meaning than the second does, and each

@@ -80,14 +80,19 @@ class Difference(NamedTuple):
         """Whether the groups are so few that p cannot be below 0.05, whatever the scores: five or fewer."""
         return self.groups is not None and 2 / 2**self.groups >= 0.05
 
-    def __str__(self) -> str:
+    @property
+    def parts(self) -> tuple[str, str]:
+        """The difference and its p, for two columns: "+0.050 [+0.031, +0.069]" and "p = 0.003"."""
         if self.none:
-            return "no difference"
+            return "no difference", ""
         if np.isnan(self.low):
-            return f"{self.mean:+.3f} (no interval)"
+            return f"{self.mean:+.3f} (no interval)", ""
         lowest = self.groups is not None and 0.001 <= self.p <= 2 / 2**self.groups
         p = format_p(self.p) + (" (the lowest)" if lowest else "")
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}], {p}"
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]", p
+
+    def __str__(self) -> str:
+        return ", ".join(filter(None, self.parts))
 
 
 def format_p(p: float) -> str:
@@ -110,7 +115,7 @@ def format_p(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def mean_interval(values: Any, groups: Any = None, *, share: bool = False) -> Interval:
+def mean_interval(values: Any, groups: Any = None) -> Interval:
     """Mean of scores with a 95 % t interval over groups.
 
     Images of one group are alike, so that a group's sum counts as one draw (the cluster-robust error of a ratio, for
@@ -127,8 +132,6 @@ def mean_interval(values: Any, groups: Any = None, *, share: bool = False) -> In
         Finite numbers, such as IoUs. Of several rankings the first is the one that counts, the others give V.
     groups : array (image), optional
         What images are alike by, such as their prompt; each image by itself by default.
-    share : bool
-        Whether the values are shares: then the interval ends at 0 and at 1.
 
     Returns
     -------
@@ -149,9 +152,7 @@ def mean_interval(values: Any, groups: Any = None, *, share: bool = False) -> In
     sums, sizes = _group_sums(values, groups)
     means = sums.sum(axis=0) / len(values)
     half = float(_half_widths(sums[:, :1], sizes, means[1:].std(ddof=1) if len(means) > 2 else 0.0)[0])
-    ends = np.array([means[0] - half, means[0] + half])
-    low, high = (ends.clip(0, 1) if share else ends).tolist()
-    return Interval(float(means[0]), low, high)
+    return Interval(float(means[0]), float(means[0]) - half, float(means[0]) + half)
 
 
 def share_interval(right: Any) -> Interval:
@@ -160,9 +161,10 @@ def share_interval(right: Any) -> Interval:
     Parameters
     ----------
     right : array (n), or (n, ranking)
-        Booleans. Of several rankings of the heads the first counts, and the interval is that of as many draws as would
-        have the standard error of both, the draws and the ranking: n' = p (1 - p) / (p (1 - p) / n + V), with V the
-        variance of the share over the other rankings.
+        Booleans, or shares in [0, 1], such as one of each concept: none varies more than yes and no do, so that the
+        interval is wide enough. Of several rankings of the heads the first counts, and the interval is that of as many
+        draws as would have the standard error of both, the draws and the ranking: n' = p (1 - p) / (p (1 - p) / n + V),
+        with V the variance of the share over the other rankings.
 
     Returns
     -------
@@ -173,7 +175,7 @@ def share_interval(right: Any) -> Interval:
     >>> print(share_interval([True, True, True, False]))
     0.750 [0.301, 0.954]
     """
-    right = np.atleast_2d(np.asarray(right, dtype=bool).T)  # (ranking, n)
+    right = np.atleast_2d(np.asarray(right, dtype=float).T)  # (ranking, n)
     shares, n = right.mean(axis=1), right.shape[1]
     p, noise = float(shares[0]), shares[1:].var(ddof=1) if len(shares) > 2 else 0.0
     n_alike = p * (1 - p) / (p * (1 - p) / n + noise) if 0 < p < 1 else n

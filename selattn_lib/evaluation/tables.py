@@ -1,6 +1,9 @@
 """Tables of scores, with the paper's beside them. All cells are text."""
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,48 @@ PAPER = {
     "top 40 heads": {0.3: 0.7669, 0.4: 0.7412, 0.5: 0.6315},
     "bottom 30 heads": {0.3: 0.6654, 0.4: 0.6172, 0.5: 0.4649},
 }
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as chapters show it: a caption, one row of heads, and no number apart from its interval.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        Of texts or numbers. The levels of its index become the first columns.
+    caption : str
+        Its number, what is in it, in which unit, and on which model it was measured.
+
+    Examples
+    --------
+    >>> Table(pd.DataFrame({"mean IoU": ["0.780 [0.728, 0.824]"]}, pd.Index(["all"], name="heads")), "Table 1.1. IoU.")
+    Table 1.1. IoU.
+    heads              mean IoU
+    all    0.780 [0.728, 0.824]
+    """
+
+    frame: pd.DataFrame
+    caption: str
+
+    def __post_init__(self) -> None:
+        names = [name or "" for name in self.frame.index.names]
+        flat = self.frame.rename_axis(index=names).reset_index().map(str).set_index(names[0])
+        object.__setattr__(self, "frame", flat.rename_axis(index=None, columns=names[0]))
+
+    def __repr__(self) -> str:
+        return f"{self.caption}\n{self.frame.to_string()}"
+
+    def _repr_html_(self) -> str:
+        with pd.option_context("display.max_colwidth", None):
+            table = self.frame.map(unbroken).to_html(border=0)
+        return table.replace("<thead>", f"<caption>{escape(self.caption)}</caption>\n  <thead>", 1)
+
+
+def unbroken(text: str) -> str:
+    """A number and its interval with no-break spaces between them; any other text as it is."""
+    whole = re.match(r"[-+]?[\d.]+ (\[|±|\(no interval|\(the lowest)", text)
+    return text.replace(" ", "\N{NO-BREAK SPACE}") if whole else text
 
 
 def benchmark_table(scores: xr.DataArray, maps: HeadMaps, *, paper: bool = True) -> pd.DataFrame:
@@ -65,11 +110,10 @@ def benchmark_table(scores: xr.DataArray, maps: HeadMaps, *, paper: bool = True)
     masks = {disc: centred_disc(height, width, radius), "full frame": full_frame(height, width)}
     for name, mask in masks.items():
         rows["any", name] = [str(mean_interval(iou(mask, truth), groups)), ""]
-    measured = f"mean IoU [95 %], measured: {maps.model}, {maps.n_images} images"
     index = pd.MultiIndex.from_tuples(rows, names=["threshold", "heads"])
-    columns = [measured, "mean IoU in the paper: SD v1.4, 100 images"]
+    columns = ["mean IoU [95 %]", "mean IoU in the paper"]
     table = pd.DataFrame(list(rows.values()), index=index, columns=columns)
-    return table if table[columns[1]].any() else table[[measured]]
+    return table if table[columns[1]].any() else table[columns[:1]]
 
 
 def comparison_table(scores: xr.DataArray, *, against: str, score: str = "mean IoU") -> pd.DataFrame:
@@ -87,27 +131,32 @@ def comparison_table(scores: xr.DataArray, *, against: str, score: str = "mean I
     Returns
     -------
     pandas.DataFrame
-        A row a set: the mean; the difference with its p; Cohen's d on prompt means; and in how many it is ahead.
+        A row a set: the mean; the difference; its p; Cohen's d on prompt means; and in how many prompts it is ahead.
 
     Examples
     --------
     >>> coords = {"set": ["all", "top"], "subject": ("image", list("abcd"))}
     >>> scores = xr.DataArray([[0.5, 0.6], [0.6, 0.66], [0.7, 0.7], [0.6, 0.8]], coords, ("image", "set"))
     >>> print(*comparison_table(scores, against="all").loc["top"], sep="; ")
-    0.690 [0.556, 0.824]; +0.090 [-0.044, +0.224], p = 0.250; +1.07; 3 of 4
+    0.690 [0.556, 0.824]; +0.090 [-0.044, +0.224]; 0.250; +1.07; 3 of 4
     """
     groups, base = scores["subject"].values, scores.sel(set=against)
     rows = []
     for name in scores["set"].values.tolist():
         values = scores.sel(set=name)
-        row = [str(mean_interval(values, groups)), "", "", ""]
+        row = [str(mean_interval(values, groups)), "", "", "", ""]
         if name != against:
             size, lead = effect_size(values, base, groups), (values - base).values.reshape(len(values), -1)[:, 0]
             ahead = pd.Series(lead).groupby(groups).mean() > 0
-            difference = str(paired_difference(values, base, groups))
-            row[1:] = difference, "" if np.isnan(size) else f"{size:+.2f}", f"{ahead.sum()} of {len(ahead)}"
+            difference, p = paired_difference(values, base, groups).parts
+            row[1:] = (
+                difference,
+                p.removeprefix("p = "),
+                "" if np.isnan(size) else f"{size:+.2f}",
+                f"{ahead.sum()} of {len(ahead)}",
+            )
         rows.append(row)
-    columns = [f"{score} [95 %]", f"less {against} [95 %], p", "Cohen's d on prompt means", "prompts ahead"]
+    columns = [f"{score} [95 %]", f"less {against} [95 %]", "p", "Cohen's d", "ahead"]
     return pd.DataFrame(rows, index=pd.Index(scores["set"].values, name="heads"), columns=columns)
 
 
@@ -140,7 +189,7 @@ def chance_table(
     rows = []
     for case, scores in scored.items():
         place, p = percentile(float(scores.mean()), drawn[case])
-        p_text = format_p(p).removeprefix("p = ").removeprefix("p ")
+        p_text = format_p(p).removeprefix("p = ")
         rows.append([f"{float(scores.mean()):.3f}", str(spread(drawn[case])), f"{place:.0f}", p_text])
     index = pd.MultiIndex.from_tuples(list(scored), names=names)
     return pd.DataFrame(rows, index=index, columns=[score, "random heads (95 % of draws)", "percentile", "p"])

@@ -13,7 +13,7 @@ import xarray as xr
 
 from ..maps.head_maps import HeadMaps
 from ..maps.relevance import SHIPPED, HeadRelevance
-from ..models.pipelines import CONTROL, EMBEDDED, HUB, is_embedded, load_pipeline
+from ..models.pipelines import CONTROL, EMBEDDED, HUB, in_embedded_world, load_pipeline
 from ..models.segmenters import Segmenter, load_segmenter
 from ..studies.base import concepts_of, guidance_of
 from ..studies.relevance import relevance_for
@@ -110,15 +110,15 @@ class Workbench(widgets.VBox):
         if model != self._loaded[0]:
             self.pipe = load_pipeline(model)
         self.relevance, self._loaded, self.explorers = relevance, asked, []
-        self._segmenter = load_segmenter(EMBEDDED) if is_embedded(model) else None
+        self._segmenter = load_segmenter(EMBEDDED) if in_embedded_world(model) else None
         rows = [f"<b>{concept}</b>: {', '.join(words)}" for concept, words in concepts_of(EMBEDDED).items()]
         listed = f"<details><summary>The words that {EMBEDDED} knows</summary>{'<br>'.join(rows)}</details>"
-        self.known.value = listed if is_embedded(model) else ""
+        self.known.value = listed if in_embedded_world(model) else ""
 
     @property
     def guidance(self) -> float | None:
         """The guidance scale that is drawn with; None for the pipeline's own."""
-        usual = guidance_of(self._loaded[0]) if is_embedded(self._loaded[0]) else None
+        usual = guidance_of(self._loaded[0]) if in_embedded_world(self._loaded[0]) else None
         return usual if self._guidance is None else self._guidance
 
     def draw(self) -> HeadMaps:

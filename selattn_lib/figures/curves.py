@@ -7,9 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from .theme import COLOURS, INK, expect_dims, finish, rounded, transparent
-
-DASHES = ("dash", "dot", "dashdot", "longdash")
+from .theme import COLOURS, DASHES, INK, expect_dims, finish, line_styles, method_colour, rounded, transparent
 
 
 def interval_lines(
@@ -59,9 +57,10 @@ def interval_lines(
     ['top k', 'all 0.300']
     """
     figure = go.Figure()
-    drawn = [(name, curve, INK) for name, curve in (behind or {}).items()]
-    drawn += [(name, curve, COLOURS[i % len(COLOURS)]) for i, (name, curve) in enumerate(curves.items())]
-    for name, (places, values), colour in drawn:
+    drawn = [(name, curve, (INK, "solid")) for name, curve in (behind or {}).items()]
+    styles = line_styles(list(curves), list(levels or {}))
+    drawn += [(*curve, style) for curve, style in zip(curves.items(), styles, strict=True)]
+    for name, (places, values), (colour, dash) in drawn:
         values = np.asarray(values, dtype=float)
         values = values[:, None] if values.ndim == 1 else values
         if values.shape not in ((len(places), 1), (len(places), 3)):
@@ -72,13 +71,13 @@ def interval_lines(
             fill = {"fill": "toself", "fillcolor": transparent(colour, 0.18), "line": {"width": 0}, "mode": "lines"}
             group = {"legendgroup": name, "showlegend": False, "hoverinfo": "skip"}
             figure.add_scatter(x=places + places[::-1], y=ends, **fill, **group)
-        style = {"line": {"color": colour, "width": 2}, "marker": {"size": 5}}
+        style = {"line": {"color": colour, "width": 2, "dash": dash}, "marker": {"size": 5}}
         style |= {"mode": "lines+markers" if len(places) < 16 else "lines"}
         hover = f"{name}<br>%{{x}}: %{{y:.3f}}<extra></extra>"
         figure.add_scatter(x=places, y=rounded(values[:, 0]), name=name, legendgroup=name, hovertemplate=hover, **style)
     spread = [place for _, (places, _), _ in drawn for place in np.asarray(places, dtype=float).tolist()]
     for i, (name, level) in enumerate((levels or {}).items()):
-        line = {"color": INK, "width": 1.5, "dash": DASHES[i % 4]}
+        line = {"color": method_colour(name) or INK, "width": 1.5, "dash": DASHES[i % 4]}
         ends, heights = [min(spread), max(spread)], [round(float(level), 4)] * 2
         hover = f"{name}: %{{y:.3f}}<extra></extra>"
         figure.add_scatter(x=ends, y=heights, name=f"{name} {level:.3f}", mode="lines", line=line, hovertemplate=hover)
@@ -134,7 +133,7 @@ def interval_dots(
     x : str
         The axis's title.
     marked : sequence of str
-        Names to be drawn in another colour.
+        Names to be drawn in the colour of the most relevant heads. Others have that of the method that they name.
     levels : mapping, optional
         Name -> place of a vertical line.
     title : str
@@ -150,15 +149,16 @@ def interval_dots(
     ('bear',)
     """
     figure = go.Figure()
-    plain = [name for name in rows if name not in marked]
-    for colour, names in ((COLOURS[1], plain), (COLOURS[0], [name for name in rows if name in marked])):
+    colours = {name: COLOURS[0] if name in marked else method_colour(name) or INK for name in rows}
+    for colour in dict.fromkeys(colours.values()):
+        names = [name for name in rows if colours[name] == colour]
         mean, low, high = np.array([rows[name] for name in names], dtype=float).reshape(-1, 3).T
         bars = {"array": rounded(high - mean), "arrayminus": rounded(mean - low), "thickness": 1.5, "width": 3}
         style = {"mode": "markers", "marker": {"color": colour, "size": 8}, "showlegend": False}
         hover = "%{y}: %{x:.3f}<extra></extra>"
         figure.add_scatter(x=rounded(mean), y=names, error_x=bars, hovertemplate=hover, **style)
     for i, (name, level) in enumerate((levels or {}).items()):
-        line = {"color": INK, "dash": DASHES[i % 4]}
+        line = {"color": method_colour(name) or INK, "dash": DASHES[i % 4]}
         figure.add_vline(level, line=line | {"width": 1.5})
         figure.add_scatter(x=[None], y=[None], name=f"{name} {level:.3f}", mode="lines", line=line)
     figure.update_xaxes(title=x)

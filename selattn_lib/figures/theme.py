@@ -1,14 +1,29 @@
 """What all figures share: colours, template, rounding."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
+DASHES = ("dash", "dot", "dashdot", "longdash")
 INK = "#7a7a7a"  # contrast of at least 4:1 with both white and a near-black page
 FAINT = "rgba(128,128,128,0.25)"
 # Okabe and Ito's colours, safe for colour-blind readers; those with a contrast of 3:1 with white and with black first
 COLOURS = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+# Ways to choose heads, by what their names hold, and the colour of each in every chapter; the first that fits counts
+METHODS = {
+    "oracle": COLOURS[4],
+    "consensus": COLOURS[3],
+    "finest grid": COLOURS[2],
+    "random": INK,
+    "least relevant": COLOURS[5],
+    "bottom": COLOURS[5],
+    "HRV": COLOURS[0],
+    "most relevant": COLOURS[0],
+    "top": COLOURS[0],
+    "all heads": COLOURS[1],
+}
 BLOCK_COLOURS = {"down": COLOURS[1], "mid": COLOURS[3], "up": COLOURS[0]}
 AXIS = {"gridcolor": FAINT, "linecolor": INK, "tickcolor": INK, "zeroline": False, "automargin": True}
 TEMPLATE = go.layout.Template(
@@ -32,6 +47,24 @@ def rounded(values: Any, digits: int = 4) -> list:
     numbers = np.round(np.asarray(values, dtype=float), digits).astype(object)
     numbers[numbers != numbers] = None
     return numbers.tolist()
+
+
+def method_colour(name: str) -> str | None:
+    """The colour of a way to choose heads; None if the name is of none."""
+    return next((colour for method, colour in METHODS.items() if method in name), None)
+
+
+def line_styles(names: Sequence[str], beside: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """(colour, dash) of each line of a figure: a method's own, dashed where it comes again, others in turn what no
+    method has, of these or of those `beside` them."""
+    colours = [method_colour(name) for name in names]
+    taken = {*colours, *map(method_colour, beside)}
+    free = iter([colour for colour in COLOURS if colour not in taken] or COLOURS)
+    styles: list[tuple[str, str]] = []
+    for colour in colours:
+        chosen = colour or next(free, INK)
+        styles.append((chosen, ("solid", *DASHES)[[used for used, _ in styles].count(chosen) % 5]))
+    return styles
 
 
 def transparent(colour: str, opacity: float) -> str:

@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "pipelines": [
             "at_dose",
             "dose_of",
+            "in_embedded_world",
             "is_embedded",
             "load_pipeline",
             "model_source",

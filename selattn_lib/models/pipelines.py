@@ -19,6 +19,7 @@ import transformers
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from huggingface_hub.errors import GatedRepoError
 
+from ..concepts import did_you_mean
 from ..emoji.control import add_control
 from .families import FAMILIES
 
@@ -269,9 +270,10 @@ def model_source(name: str | Path) -> str:
         return str(name)
     if HUB_ID.fullmatch(str(name)) and ".." not in str(name):
         return str(name)
+    names = (EMBEDDED, CONTROL, *HUB)
     raise ValueError(
-        f"no model {str(name)!r}: expected {EMBEDDED}, {CONTROL}, {', '.join(HUB)}, a hub id such as owner/model, or "
-        "the path of a folder that exists"
+        f"no model {str(name)!r}: expected {', '.join(names)}, a hub id such as owner/model, or the path of a folder "
+        f"that exists{did_you_mean(name, names)}"
     )
 
 
@@ -327,6 +329,36 @@ def is_embedded(name: str | Path) -> bool:
     (True, False)
     """
     return dose_of(name) is not None
+
+
+def in_embedded_world(name: str | Path) -> bool:
+    """Whether a model knows the words of the embedded world, and no others: an embedded one, or a local copy of it,
+    trained further or not. Its concepts, segmenter, guidance and composed scenes are then those of `emoji-sd`.
+
+    Parameters
+    ----------
+    name : str or path
+        As for `load_pipeline`.
+
+    Returns
+    -------
+    bool
+
+    Examples
+    --------
+    >>> in_embedded_world("emoji-control"), in_embedded_world(model_source("emoji-sd")), in_embedded_world("sd14")
+    (True, True, False)
+    """
+    own, copied = (Path(folder, "tokenizer", "tokenizer.json") for folder in (model_source(EMBEDDED), name))
+    return is_embedded(name) or (copied.is_file() and vocabulary(copied) == vocabulary(own))
+
+
+def vocabulary(file: Path) -> dict[str, int]:
+    """token -> its number, of a tokenizer.json; nothing if it is damaged."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"])
+    except (ValueError, KeyError, TypeError):
+        return {}
 
 
 def at_dose(dose: float) -> str:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import transformers
 from PIL import Image
 
+from ..concepts import did_you_mean
 from ..emoji.art import glyphs
 from ..emoji.segmenter import CLASSES, SHARE, Prediction, load_weights
 from .pipelines import (
@@ -124,7 +125,8 @@ def check_segmenter(name: str) -> str:
     if name in SEGMENTERS:
         return name
     if not Path(name).is_dir():
-        raise ValueError(f"no segmenter {name!r}: expected one of {', '.join(SEGMENTERS)}, or a local folder")
+        known = f"expected one of {', '.join(SEGMENTERS)}, or a local folder"
+        raise ValueError(f"no segmenter {name!r}: {known}{did_you_mean(name, SEGMENTERS)}")
     return str(Path(name).resolve())
 
 
@@ -185,7 +187,8 @@ def looked_for(phrase: str) -> str | list[str]:
     concepts = [concept for concept, words in glyphs().items() if phrase in words or phrase == concept]
     if not concepts:
         known = sorted({word for words in glyphs().values() for word in words})
-        raise ValueError(f"the embedded segmenter knows no {phrase!r}: expected one of {', '.join(known)}")
+        expected = f"expected one of {', '.join(known)}{did_you_mean(phrase, known)}"
+        raise ValueError(f"the embedded segmenter knows no {phrase!r}: {expected}")
     return concepts
 
 

@@ -13,7 +13,7 @@ from ..explorers.aggregation import AggregationExplorer
 from ..explorers.drawing import agreement_ranking, check_words, draw, save_pictures, suggestion, usual_concepts
 from ..maps.head_maps import HeadMaps
 from ..maps.relevance import SHIPPED, HeadRelevance
-from ..models.pipelines import EMBEDDED, is_embedded, load_pipeline
+from ..models.pipelines import EMBEDDED, in_embedded_world, load_pipeline
 from ..models.segmenters import load_segmenter
 from ..studies.base import guidance_of
 from ..studies.parameters import read_literal
@@ -49,13 +49,13 @@ def explain(
         raise ValueError(f"--threshold {threshold}: expected a number between 0 and 1, such as 0.4")
     relevance = _relevance(model, heads, hrv)
     k, concept = _choice(relevance, heads, concept, words, model)
-    guidance = guidance_of(model) if guidance is None and is_embedded(model) else guidance
+    guidance = guidance_of(model) if guidance is None and in_embedded_world(model) else guidance
     settings: dict[str, Any] = {"prompt": prompt, "words": words, "model": model, "heads": k or "all"}
     settings |= {"concept": concept, "hrv": hrv, "seeds": seeds, "steps": steps}
     settings |= {"guidance": guidance, "threshold": threshold}
     with whole_folder(out) as folder:
         pipe = load_pipeline(model)
-        segmenter = load_segmenter(EMBEDDED) if is_embedded(model) else None
+        segmenter = load_segmenter(EMBEDDED) if in_embedded_world(model) else None
         with tqdm(total=seeds * steps, unit="step", desc=f"drawing with {model}") as bar:
             options: dict[str, Any] = {"steps": steps, "guidance": guidance, "segmenter": segmenter}
             maps = draw(pipe, prompt, words, range(seeds), on_step=lambda done: bar.update(done - bar.n), **options)

@@ -30,7 +30,7 @@ from ..models.pipelines import (
     EMBEDDED,
     default_dtype,
     dose_of,
-    is_embedded,
+    in_embedded_world,
     load_pipeline,
     model_source,
     pick_device,
@@ -44,7 +44,7 @@ from .store import FORMAT
 
 def guidance_of(model: str) -> float:
     """The usual guidance scale of a model: the paper's 7.5, but 3 in the embedded world, where that oversaturates."""
-    return 3.0 if is_embedded(model) else 7.5
+    return 3.0 if in_embedded_world(model) else 7.5
 
 
 def runs_folder() -> Path:
@@ -85,7 +85,7 @@ def concepts_of(model: str, concepts: str | Path | Mapping[str, Any] = "") -> di
     >>> concepts_of("sd14", {"Pets": ["dog", "cat"]})
     {'Pets': ['dog', 'cat']}
     """
-    return load_concepts(concepts or (EMBEDDED if is_embedded(model) else "paper"))
+    return load_concepts(concepts or (EMBEDDED if in_embedded_world(model) else "paper"))
 
 
 class StudyBase(BaseModel):

@@ -9,7 +9,7 @@ import xarray as xr
 
 from ..maps.head_maps import HeadMaps
 from ..maps.relevance import HeadRelevance
-from ..models.pipelines import is_embedded
+from ..models.pipelines import in_embedded_world
 from .generated import Study
 from .noised import KnownTruthStudy, MaskedStudy
 from .parameters import check_selection
@@ -143,7 +143,7 @@ def run_benchmarks(study: Study, *, scenes: int = 100, masks: str = "", pictures
 def _benchmark_studies(study: Study, scenes: int, masks: str, pictures: str) -> dict[str, Any]:
     settings: dict[str, Any] = {"model": study.model, "dtype": study.dtype, "batch": study.batch}
     studies: dict[str, Any] = {"generated": study}
-    if is_embedded(study.model):
+    if in_embedded_world(study.model):
         scene: dict[str, Any] = {"concept": study.concept, "concepts": study.concepts, "scenes": scenes}
         studies["known truth"] = KnownTruthStudy(**scene, **settings)
     if masks:

@@ -15,7 +15,7 @@ from ..attention.capture import capture
 from ..attention.scaling import scaled_heads
 from ..concepts import check_concept
 from ..models.heads import cross_attention_heads
-from ..models.pipelines import EMBEDDED, is_embedded, model_source, pick_device, unet_layout
+from ..models.pipelines import EMBEDDED, in_embedded_world, model_source, pick_device, unet_layout
 from ..models.segmenters import MEANINGS, Segmenter, check_instances, check_segmenter, load_segmenter, looked_for
 from .base import ConceptStudy, HeadMapStudy, check_template, pixels_variable, stored_precision
 from .digests import folder_digest
@@ -47,7 +47,7 @@ class GeneratedStudy(HeadMapStudy):
     @model_validator(mode="before")
     @classmethod
     def _fill_segmenter(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        default = EMBEDDED if is_embedded(fields.get("model", EMBEDDED)) else "grounded-sam"
+        default = EMBEDDED if in_embedded_world(fields.get("model", EMBEDDED)) else "grounded-sam"
         segmenter = check_segmenter(fields.get("segmenter") or default)
         check_instances(fields.get("instances", "all"), segmenter)
         return {**fields, "segmenter": segmenter}
@@ -68,10 +68,15 @@ class GeneratedStudy(HeadMapStudy):
         """variable of the results -> what the segmenter is to look for."""
         raise NotImplementedError
 
-    def load_or_compute(self, workers: Any = None, bar: tqdm | None = None) -> xr.Dataset:
-        if self.segmenter == EMBEDDED:  # which knows some words only: better said before anything is drawn
-            for phrase in {phrase for unit in self.units() for phrase in self.phrases(unit).values()}:
+    def check_phrases(self) -> Self:
+        """The study itself; ValueError on what its segmenter does not know, better said before anything is drawn."""
+        if self.segmenter == EMBEDDED:  # which knows some words only
+            for phrase in dict.fromkeys(phrase for unit in self.units() for phrase in self.phrases(unit).values()):
                 looked_for(phrase)
+        return self
+
+    def load_or_compute(self, workers: Any = None, bar: tqdm | None = None) -> xr.Dataset:
+        self.check_phrases()
         return super().load_or_compute(workers, bar)
 
     def compute(self, units: Sequence[int]) -> xr.Dataset:
@@ -283,7 +288,7 @@ class DiagnosisStudy(GeneratedStudy):
             fields.get(name, cls.model_fields[name].default) for name in ("word", "meanings", "looked_for")
         )
         meanings, looked_for = read_list("meanings", meanings), read_list("looked_for", looked_for)
-        default = EMBEDDED if is_embedded(fields.get("model", EMBEDDED)) else ""
+        default = EMBEDDED if in_embedded_world(fields.get("model", EMBEDDED)) else ""
         usual = [phrase_for(word, meaning, fields.get("segmenter") or default) for meaning in meanings]
         return {**fields, "meanings": meanings, "looked_for": looked_for or usual}
 

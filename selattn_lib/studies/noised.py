@@ -14,6 +14,8 @@ from PIL import Image
 from pydantic import AfterValidator, Field, model_validator
 
 from ..attention.capture import capture
+from ..concepts import did_you_mean
+from ..emoji.art import glyphs
 from ..emoji.scenes import AMBIGUOUS, HELD_OUT, compose
 from .annotations import centred_square, open_picture, read_masks
 from .base import ConceptStudy, HeadMapStudy, check_template, pixels_variable, stored_precision
@@ -114,6 +116,16 @@ def _mix(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
+def drawn_as(word: str, concept: str) -> tuple[str, str]:
+    """(concept, word) under which the embedded world draws a word: this concept's, or else the first that has it;
+    ValueError if it has no drawing."""
+    for name in (concept, *glyphs()):
+        if word in glyphs().get(name, {}):
+            return name, word
+    known = [known for words in glyphs().values() for known in words]
+    raise ValueError(f"no drawing of {word!r}: expected an object of the embedded world{did_you_mean(word, known)}")
+
+
 class KnownTruthStudy(NoisedStudy, ConceptStudy):
     """Composed scenes with exact masks, without sampling; for the embedded world.
 
@@ -147,7 +159,7 @@ class KnownTruthStudy(NoisedStudy, ConceptStudy):
         every, scenes = self.units(), []
         for number in units:
             draws = np.random.default_rng([HELD_OUT, self.seed, number])
-            scenes.append(compose(draws, [(self.concept, every[number]["subject"])], every[number]["prompt"]))
+            scenes.append(compose(draws, [drawn_as(every[number]["subject"], self.concept)], every[number]["prompt"]))
         return [(Image.fromarray(scene.image), scene.masks[0]) for scene in scenes]
 
 

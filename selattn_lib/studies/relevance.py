@@ -13,7 +13,7 @@ from ..attention.scoring import score_heads
 from ..concepts import read_lines
 from ..maps.relevance import HeadRelevance, load_hrv
 from ..models.heads import cross_attention_heads
-from ..models.pipelines import EMBEDDED, is_embedded, unet_layout
+from ..models.pipelines import EMBEDDED, in_embedded_world, unet_layout
 from .base import StudyBase
 from .generated import generate
 from .results import head_relevance
@@ -61,7 +61,7 @@ class RelevanceStudy(StudyBase):
     @model_validator(mode="before")
     @classmethod
     def _fill_classes(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        given = is_embedded(fields.get("model", EMBEDDED)) or fields.get("classes") or fields.get("texts")
+        given = in_embedded_world(fields.get("model", EMBEDDED)) or fields.get("classes") or fields.get("texts")
         return fields if given else {**fields, "classes": "imagenet"}
 
     @field_validator("classes", "texts", mode="before")

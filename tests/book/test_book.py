@@ -11,6 +11,7 @@ import plotly.offline
 import pytest
 import yaml
 from docutils import nodes
+from bs4 import BeautifulSoup
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "selattn_lib"
@@ -138,3 +139,20 @@ def test_a_published_book_names_its_address_in_the_cards(monkeypatch: pytest.Mon
     assert 'content="https://example.org/book/_static/figure_one.png"' in context["metatags"]
     assert 'property="og:url" content="https://example.org/book/book/a.html"' in context["metatags"]
     assert 'content="A &amp; B"' in context["metatags"]
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if page.startswith("notebooks/")])
+def test_a_table_of_a_chapter_has_a_caption_named_columns_and_whole_intervals(book: Path, page: str) -> None:
+    soup = BeautifulSoup((book / f"{page}.html").read_text(), "html.parser")
+    for table in soup.select("table.dataframe"):
+        assert re.match(r"Table \d+\.\d+\. ", table.caption.get_text())
+        assert len(table.thead("tr")) == 1 and all(cell.get_text(strip=True) for cell in table.thead(["th", "td"]))
+        broken = [cell.get_text() for cell in table("td") if re.search(r"\d \[|, [-+\d]", cell.get_text())]
+        assert broken == [], "no-break spaces keep a number and its interval on one line"
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if page.startswith("notebooks/") and "00_" not in page])
+def test_a_chapter_begins_and_ends_with_its_answer(book: Path, page: str) -> None:
+    html = (book / f"{page}.html").read_text()
+    settings, answer = html.index('<details class="settings">'), "<strong>Answer.</strong>"
+    assert html.count(answer) == 2 and html.index(answer) < settings < html.rindex(answer)

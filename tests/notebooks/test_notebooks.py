@@ -118,6 +118,44 @@ def test_every_figure_has_a_caption(path: Path) -> None:
     assert numbers == [f"{int(path.stem[:2])}.{i + 1}" for i in range(len(numbers))]
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_captions_are_short_and_tables_are_numbered_in_order(path: Path) -> None:
+    cells = nbformat.read(path, as_version=4).cells
+    captions = [cell.source.partition("\n\n")[0] for cell in cells if cell.source.startswith("*Figure")]
+    assert [caption for caption in captions if len(caption.splitlines()) > 3] == []
+    assert max(len(line) for caption in captions for line in caption.splitlines()) <= 124
+    numbers = re.findall(r"Table (\d+\.\d+)\. ", "".join(cell.source for cell in cells if cell.cell_type == "code"))
+    assert [*dict.fromkeys(numbers)] == [f"{int(path.stem[:2])}.{i + 1}" for i in range(len({*numbers}))]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_text_reads_alike_in_jupyterlab_and_in_the_book(path: Path) -> None:
+    """No roles and directives, which JupyterLab shows as they are; code is folded in both."""
+    cells = nbformat.read(path, as_version=4).cells
+    assert [
+        cell.source for cell in cells if cell.cell_type == "markdown" and re.search(r"\{\w+\}[`\n]", cell.source)
+    ] == []
+    for cell in cells:
+        folded = {"hide-input", "hide-cell"} & {*cell.metadata.get("tags", [])}
+        assert bool(folded) == bool(cell.metadata.get("jupyter", {}).get("source_hidden")), cell.source
+    for file in re.findall(r"\]\(([\w./]+)\)", "".join(cell.source for cell in cells if cell.cell_type == "markdown")):
+        assert (path.parent / file).is_file(), file
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS[1:], ids=lambda path: path.stem)
+def test_a_chapter_folds_its_settings_and_ends_with_an_answer_and_what_to_take_away(path: Path) -> None:
+    cells = nbformat.read(path, as_version=4).cells
+    texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    assert texts[0].startswith("# ") and texts[0].splitlines()[0].endswith("?")
+    start = next(i for i, cell in enumerate(cells) if cell.source.startswith('<details class="settings">'))
+    end = next(i for i, cell in enumerate(cells) if cell.source.startswith("</details>\n\n"))
+    [first] = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
+    assert start < first < end
+    [answer] = [cell for cell in cells if "answer" in cell.metadata.get("tags", [])]
+    assert "**Answer.**" in answer.source
+    assert texts[-1].startswith("**To take away.** ") and "explorer" in texts[-1]
+
+
 def test_every_chapter_but_the_tour_which_is_run_as_it_is_is_run_here() -> None:
     assert [path.stem for path in NOTEBOOKS] == ["00_quick_tour", *SMALL]
 

@@ -7,7 +7,9 @@ from typing import Any
 import nbformat
 import pytest
 
+from selattn_lib.publishing.notebooks import parameters_of
 from selattn_lib.studies.base import StudyBase
+from selattn_lib.studies.checks import CHECKED
 
 NOTEBOOKS = {path.stem[:2]: path for path in (Path(__file__).parents[2] / "notebooks").glob("*.ipynb")}
 
@@ -39,12 +41,14 @@ def settle(notebook: str, monkeypatch: pytest.MonkeyPatch, **parameters: Any) ->
 
 
 ONE_NUMBER = ("00", "01", "02", "03", "04", "07", "08", "09", "10", "12", "13")
+WORDS = ("02", "03", "05", "07", "08", "11", "12", "13")  # those that take words of a concept of objects
 CASE = "[['mouse', 'A mouse on the desk', 'Animals', 'Electronics']]"
 RIGHT = [
     *((notebook, {"heads": "20"}) for notebook in ONE_NUMBER[1:]),
     *((notebook, {"thresholds": "0.3, 0.5"}) for notebook in ("02", "03", "05", "07", "12")),
     *((notebook, {"threshold": "0.5"}) for notebook in ("04", "08", "09", "10", "13")),
-    *((notebook, {"words": "bear, cat"}) for notebook in ("02", "03", "05")),
+    *((notebook, {"words": "bear, cat"}) for notebook in WORDS),
+    ("01", {"concept": "Color", "other": "Size"}),
     *((notebook, {"heads": heads}) for notebook in ("05", "11") for heads in (30, "20, 30", "[20, 30]")),
     *((notebook, {"concepts": "['Animals', 'Plants']"}) for notebook in ("04", "09")),
     ("01", {"examples": "['bear', 'cat']"}),
@@ -55,13 +59,43 @@ WRONG = [
     *((notebook, {"heads": "few"}, "heads='few'") for notebook in (*ONE_NUMBER, "05", "11")),
     *((notebook, {"thresholds": "[3, 5]"}, "between 0 and 1") for notebook in ("02", "03", "05", "07", "12")),
     *((notebook, {"threshold": "[0.3, 0.4]"}, "thresholds=") for notebook in ("04", "08", "09", "10", "13")),
-    *((notebook, {"words": 7}, "words=7") for notebook in ("02", "03", "05")),
+    *((notebook, {"words": 7}, "words=7") for notebook in WORDS),
+    *((notebook, {"words": "bear, unicorn"}, "knows no 'unicorn'") for notebook in WORDS),
+    *(
+        (notebook, {"concept": "Color"}, "concept 'Color' is of no objects.*: expected one of Animals")
+        for notebook in WORDS
+    ),
+    *(
+        (notebook, {"concept": "animal"}, "no concept 'animal': .*did you mean 'Animals'")
+        for notebook in ("00", "01", *WORDS)
+    ),
+    *((notebook, {"concepts": ["Animals", "Size"]}, "concept 'Size' is of no objects") for notebook in ("09", "15")),
+    *(
+        (notebook, {"segmenter": "sam4"}, "no segmenter 'sam4': .*did you mean 'sam3'")
+        for notebook in ("04", "09", "10", *WORDS)
+    ),
+    *((notebook, {"dtype": "half"}, "dtype='half'") for notebook in ("09", "10", *WORDS)),
+    *((notebook, {"batch": 0}, "batch=0: expected a whole number") for notebook in ("01", "04", "09", "10", *WORDS)),
+    *((notebook, {"model": "emoji"}, "no model 'emoji'.*did you mean 'emoji-sd'") for notebook in ONE_NUMBER),
+    *(
+        (notebook, {"hrv": "nosuch"}, "No head relevance at nosuch")
+        for notebook in ("01", "04", "09", "10", "15", *WORDS)
+    ),
+    *((notebook, {"scenes": "few"}, "scenes='few': expected a whole number") for notebook in ("06", "09", "14", "15")),
     *((notebook, {"concepts": "Animals"}, "concepts='Animals': expected 2 or more") for notebook in ("04", "09")),
     *((notebook, {"concepts": "Animals, Nosuch"}, "no concept 'Nosuch'") for notebook in ("04", "09")),
     ("01", {"examples": 7}, "examples=7"),
     ("10", {"cases": "mouse, bat"}, "cases='mouse, bat': expected lists of 4"),
     ("10", {"cases": CASE[:-1] + ", ['bat', 'a bat', 'Animals', 'Nosuch']]"}, "no concept 'Nosuch'"),
 ]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_a_chapter_checks_all_its_parameters_before_it_does_anything_else(notebook: str) -> None:
+    assert parameters_of(NOTEBOOKS[notebook]) <= CHECKED
+    first = next(cell.source for cell in code_cells(notebook)[1:] if "sa." in cell.source)
+    lines = [line for line in first.splitlines() if not line.startswith(("import ", "from ")) and line]
+    assert lines[0].startswith("sa.check_parameters(globals()")
 
 
 @pytest.mark.parametrize("notebook, parameters", RIGHT)
@@ -74,6 +108,6 @@ def test_every_list_of_every_notebook_is_read(notebook, parameters, monkeypatch)
 def test_every_list_of_every_notebook_is_refused_before_anything_is_computed(
     notebook, parameters, said, monkeypatch
 ) -> None:
-    with pytest.raises(ValueError, match=said) as error:
+    with pytest.raises((ValueError, FileNotFoundError), match=said) as error:
         settle(notebook, monkeypatch, **parameters)
     assert "\n" not in str(error.value)

@@ -202,3 +202,9 @@ def test_the_heads_of_a_meaning_fall_on_it_most_or_not():
     assert sentence.startswith("on Animals, the heads for it score highest: A 2.000 [1.900, 2.100], all 1.500")
     assert sentence.endswith("; Tools is in no picture, too few to tell")
     assert "on Animals, the heads for it do not score highest: T 1.200" in answers.own_meaning(ratios, {"Animals": "T"})
+
+
+def test_halves_say_how_many_heads_they_share():
+    assert answers.halves((0.58, 0.6), heads=30) == (
+        "two halves of the images share 60% of the top 30 heads (rank correlation 0.58)"
+    )

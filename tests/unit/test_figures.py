@@ -237,6 +237,21 @@ def test_interval_dots_keep_the_order_and_mark():
     )
 
 
+def test_a_way_to_choose_heads_has_one_colour_in_every_figure():
+    ways = ["all heads", "top 30 Animals", "least relevant", "finest grid", "consensus", "random", "oracle", "words"]
+    dots = figures.interval_dots({way: (1, 0, 2) for way in ways}, x="gain")
+    colour = {name: trace.marker.color for trace in dots.data for name in trace.y}
+    assert colour["words"] == colour["random"] and len(set(colour.values())) == len(ways) - 1
+    curves = {way: ([1, 2], [0.1, 0.2]) for way in ("words", "first 4 by HRV", "first 30 by HRV", "consensus x HRV")}
+    lines = figures.interval_lines(curves, x="k", levels={"all heads": 0.3})
+    drawn = {trace.name: trace.line for trace in lines.data}
+    assert drawn["all heads 0.300"].color == colour["all heads"]
+    assert drawn["first 4 by HRV"].color == drawn["first 30 by HRV"].color == colour["top 30 Animals"]
+    assert (drawn["first 4 by HRV"].dash, drawn["first 30 by HRV"].dash) == ("solid", "dash")
+    assert drawn["consensus x HRV"].color == colour["consensus"]
+    assert drawn["words"].color not in {line.color for name, line in drawn.items() if name != "words"}
+
+
 def test_interval_scatter_names_its_points():
     figure = figures.interval_scatter([0.1, 0.2], [[1, 0.5, 2], [0, -1, 1]], ["one", "two"], x="share", y="gain")
     assert figure.data[0].text == ("one", "two") and figure.data[0].error_y.array == (1, 1)

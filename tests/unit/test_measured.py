@@ -51,6 +51,7 @@ def test_a_number_is_found_by_its_column_and_what_its_row_holds(extension: Modul
     assert extension.look_up(tmp_path, "02_a; mean IoU; 0.3; all heads") == "0.7 [0.6, 0.8]"
     assert extension.look_up(tmp_path, "02_a; p; top 30") == "0.002"
     assert extension.look_up(tmp_path, "02_a; mean; 0.4") == "0.9"
+    assert extension.look_up(tmp_path, "02_a; top 30; p") == "0.002", "whichever is the column"
     for missing in ("02_a; mean; 0.4; top 30", "02_a; IoU; 0.3"):
         with pytest.raises(LookupError, match="no table of 02_a has"):
             extension.look_up(tmp_path, missing)

@@ -405,5 +405,7 @@ def test_the_interval_of_a_share_is_wilsons_and_wider_by_the_noise_of_rankings()
         share = share_interval(np.arange(total) < right)
         np.testing.assert_allclose(share, (right / total, ends.low, ends.high), atol=1e-12)
     one, other = np.arange(20) < 6, np.arange(20) < 14
+    shares = share_interval([0.0, 0.5, 1.0, 0.5])  # as wide as of four that are yes or no
+    assert tuple(shares) == tuple(share_interval([0, 1, 1, 0]))
     alone, redrawn = share_interval(one), share_interval(np.stack([one, one, other], axis=1))
     assert redrawn.mean == alone.mean and redrawn.low < alone.low and redrawn.high > alone.high

@@ -1,12 +1,15 @@
 """Tables of scores: what stands in which cell, and whose number it is."""
 
+import re
+
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
 from selattn_lib.evaluation.baselines import centred_disc
 from selattn_lib.evaluation.statistics import mean_interval, paired_difference
-from selattn_lib.evaluation.tables import benchmark_table, chance_table, comparison_table
+from selattn_lib.evaluation.tables import Table, benchmark_table, chance_table, comparison_table, unbroken
 from selattn_lib.maps.head_maps import HeadMaps
 
 
@@ -16,12 +19,13 @@ def test_comparison_table_is_paired_and_by_group():
     better = base + 0.1 + rng.normal(0, 0.01, 20)
     coords = {"set": ["all", "better", "same"], "subject": ("image", groups)}
     scores = xr.DataArray(np.stack([base, better, base], 1), coords, ("image", "set"))
-    table, size = comparison_table(scores, against="all"), "Cohen's d on prompt means"
-    assert table.loc["all"].tolist() == [str(mean_interval(base, groups)), "", "", ""]
-    assert table.loc["better", "less all [95 %], p"] == str(paired_difference(better, base, groups))
-    assert table.loc["better", "less all [95 %], p"].startswith("+0.")
-    assert table.loc["better", "prompts ahead"] == "4 of 4" and float(table.loc["better", size]) > 5
-    assert table.loc["same"].tolist()[1:] == ["no difference", "", "0 of 4"]
+    table = comparison_table(scores, against="all")
+    assert table.loc["all"].tolist() == [str(mean_interval(base, groups)), "", "", "", ""]
+    better_by = table.loc["better", "less all [95 %]"]
+    assert better_by.startswith("+0.")
+    assert f"{better_by}, p = {table.loc['better', 'p']}" == str(paired_difference(better, base, groups))
+    assert table.loc["better", "ahead"] == "4 of 4" and float(table.loc["better", "Cohen's d"]) > 5
+    assert table.loc["same"].tolist()[1:] == ["no difference", "", "", "0 of 4"]
     assert comparison_table(scores, against="all", score="precision").columns[0] == "precision [95 %]"
 
 
@@ -42,8 +46,7 @@ def test_benchmark_table_has_intervals_by_subject_and_baselines(benchmark):
     scores, study = benchmark
     table = benchmark_table(scores, study)
     ours, theirs = table.columns
-    assert ours == "mean IoU [95 %], measured: emoji-sd, 12 images"
-    assert "paper" in theirs and "SD v1.4" in theirs
+    assert (ours, theirs) == ("mean IoU [95 %]", "mean IoU in the paper")
     for name, threshold in [("top 30 heads", 0.3), ("heads of my own", 0.35)]:
         interval = mean_interval(scores.sel(set=name, threshold=threshold), study.subjects)
         assert table.loc[(f"{threshold}", name), ours] == str(interval)
@@ -55,7 +58,7 @@ def test_benchmark_table_has_intervals_by_subject_and_baselines(benchmark):
 
 def test_benchmark_table_prints_the_papers_numbers_only_where_it_has_some(benchmark):
     scores, study = benchmark
-    paper = benchmark_table(scores, study)["mean IoU in the paper: SD v1.4, 100 images"]
+    paper = benchmark_table(scores, study)["mean IoU in the paper"]
     assert paper["0.3", "top 30 heads"] == "0.7698"
     assert set(paper.drop(("0.3", "top 30 heads"))) == {""}, "another threshold, other heads, baselines"
     without = [
@@ -73,3 +76,20 @@ def test_chance_table_says_where_a_score_stands_among_draws():
     assert table.index.names == ["benchmark", "threshold"] and table.columns[0] == "top 30 heads"
     assert table.loc[("generated", 0.3)].tolist() == ["0.600", "0.600 [0.505, 0.695]", "40", "0.667"]
     assert table.loc[("generated", 0.4)].tolist() == ["0.200", "0.600 [0.505, 0.695]", "0", "1.000"]
+
+
+def test_a_table_has_a_caption_one_row_of_heads_without_an_empty_one_and_no_number_apart_from_its_interval():
+    long = "mean of" + " many" * 20
+    index = pd.MultiIndex.from_tuples([("0.3", "all heads"), ("0.3", long)], names=["threshold", "heads"])
+    frame = pd.DataFrame({"mean IoU [95 %]": ["0.780 [0.728, 0.824]", "-0.100 [-0.200, -0.010]"], "n": [3, 4]}, index)
+    html = Table(frame, "Table 2.1. All & some.")._repr_html_()
+    head, body = html.split("</thead>")
+    assert re.findall("<th>(.*?)</th>", head) == ["threshold", "heads", "mean IoU [95 %]", "n"]
+    assert "<caption>Table 2.1. All &amp; some.</caption>" in head and head.count("<tr") == 1
+    assert [re.findall("<t[hd]>(.*?)</t[hd]>", row) for row in body.split("<tr>")[1:]] == [
+        ["0.3", "all heads", "0.780\N{NO-BREAK SPACE}[0.728,\N{NO-BREAK SPACE}0.824]", "3"],
+        ["0.3", long, "-0.100\N{NO-BREAK SPACE}[-0.200,\N{NO-BREAK SPACE}-0.010]", "4"],
+    ]
+    assert unbroken("9 (Food and Beverages)") == "9 (Food and Beverages)"
+    assert unbroken("0.002 (the lowest)") == "0.002\N{NO-BREAK SPACE}(the\N{NO-BREAK SPACE}lowest)"
+    assert "0.780 [0.728, 0.824]" in repr(Table(frame, "Table 2.1."))
