@@ -24,6 +24,7 @@ from .evaluation.statistics import paired_difference as paired_difference
 from .explorers.aggregation import AggregationExplorer as AggregationExplorer
 from .explorers.diagnosis import DiagnosisExplorer as DiagnosisExplorer
 from .explorers.heads import HeadExplorer as HeadExplorer
+from .explorers.switch import ExplorerSwitch as ExplorerSwitch
 from .explorers.workbench import Workbench as Workbench
 from .maps.aggregation import normalise as normalise
 from .maps.consensus import consensus as consensus

@@ -3,6 +3,7 @@
 from .aggregation import AggregationExplorer
 from .diagnosis import DiagnosisExplorer
 from .heads import HeadExplorer
+from .switch import ExplorerSwitch
 from .workbench import Workbench
 
-__all__ = ["AggregationExplorer", "DiagnosisExplorer", "HeadExplorer", "Workbench"]
+__all__ = ["AggregationExplorer", "DiagnosisExplorer", "ExplorerSwitch", "HeadExplorer", "Workbench"]

@@ -30,7 +30,8 @@ class AggregationExplorer(OneMapExplorer):
     rankings : HeadRelevance, or mapping
         Concept -> all heads, the most relevant first.
     concept, method : str, optional
-        What to start with: one of the concepts, and "top k", "bottom k", "random k" or "all heads".
+        What to start with: one of the concepts, and "top k", "bottom k", "consensus k" (see `consensus`; it is of all
+        pictures of the word), "random k" or "all heads".
     heads : sequence of str, optional
         The heads' names, taken from a `HeadRelevance`.
     k, threshold : int, float
@@ -83,6 +84,7 @@ class AggregationExplorer(OneMapExplorer):
         if order == "all":
             return ranking
         orders = {"ranking": ranking, "reversed": ranking[::-1], "random": np.array(self.view.random_order)}
+        orders["consensus"] = self.consensus
         return orders[order][: self.k]
 
     def static_html(self) -> HTML:

@@ -16,6 +16,7 @@ import xarray as xr
 from IPython.display import HTML, display
 
 from ..evaluation.scores import iou
+from ..maps.consensus import head_features
 from ..maps.head_maps import HeadMaps
 from ..maps.head_sets import HeadSelection
 from ..maps.overlay import data_uri, overlay
@@ -50,7 +51,7 @@ class Setting:
         elif not control.min <= value <= control.max:
             raise ValueError(f"{control.description} {value!r} is outside {control.min} to {control.max}")
         control.value = value
-        setattr(explorer.view, self.name, getattr(control, _linked_trait(control)))
+        setattr(explorer.view, self.name, getattr(control, linked_trait(control)))
 
 
 class Explorer(widgets.VBox):
@@ -124,6 +125,8 @@ class Explorer(widgets.VBox):
             view.maps, view.grids = packed, grids
             view.truth = b"".join(np.packbits(mask.ravel(), bitorder="little").tobytes() for mask in masks)
             view.random_order = np.random.default_rng(0).permutation(n_heads).tolist()
+            of_words = (self.items[i : i + len(labels)] for i in range(0, len(self.items), len(labels)))
+            view.consensus = [_by_consensus(of_word) for of_word in of_words]
             view.word = view.image = 0
             view.picked = None
             view.items = entries
@@ -151,8 +154,8 @@ class Explorer(widgets.VBox):
     def link_controls(self) -> None:
         """Link every control to the view and put them together."""
         for name, control in self.controls.items():
-            setattr(self.view, name, getattr(control, _linked_trait(control)))
-            widgets.jslink((control, _linked_trait(control)), (self.view, name))
+            setattr(self.view, name, getattr(control, linked_trait(control)))
+            widgets.jslink((control, linked_trait(control)), (self.view, name))
         panel = widgets.GridBox(list(self.controls.values())).add_class("selattn-controls")
         self.children = (panel, self.view)
         self.add_class("selattn-explorer")
@@ -161,6 +164,11 @@ class Explorer(widgets.VBox):
     def n_heads(self) -> int:
         """How many heads the maps have."""
         return len(self.view.random_order)
+
+    @property
+    def consensus(self) -> np.ndarray:
+        """(head) all heads, those first whose maps of the word now shown agree most, over all its pictures."""
+        return np.array(self.view.consensus[self.controls["word"].index])
 
     @property
     def item(self) -> Item:
@@ -248,6 +256,12 @@ class OneMapExplorer(Explorer):
         return None if truth is None else iou(self.mask.values, truth)
 
 
+def _by_consensus(items: Sequence[Item]) -> list[int]:
+    """All heads in the order of `consensus`, of the maps of a word."""
+    agreement = [head_features(item.maps).sel(feature="consensus").values[0] for item in items]
+    return np.argsort(-np.mean(agreement, 0).round(9), kind="stable").tolist()
+
+
 def _rows_of_layers(heads: Any) -> list[dict[str, Any]]:
     layers = head_table(heads).groupby(["block", "layer"], sort=False)
     return [{"label": f"{block} {layer}", "heads": rows.index.tolist()} for (block, layer), rows in layers]
@@ -266,6 +280,6 @@ def _checked_order(concept: Any, order: Any, n_heads: int) -> np.ndarray:
     return order
 
 
-def _linked_trait(control: Any) -> str:
+def linked_trait(control: Any) -> str:
     """The trait of a control that the browser knows: a Dropdown's `value` exists in Python only."""
     return "index" if isinstance(control, widgets.Dropdown) else "value"

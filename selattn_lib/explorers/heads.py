@@ -11,6 +11,7 @@ from ..maps.head_maps import HeadMaps
 from ..maps.relevance import HeadRelevance
 from .base import OneMapExplorer, Setting
 
+CONSENSUS = "agreement with all heads"  # as it is named in a head explorer's menu
 ATTENTION = "attention on "  # how a head explorer's menu names a ranking by what is seen
 
 
@@ -18,8 +19,9 @@ class HeadExplorer(OneMapExplorer):
     """Every head's own map on the grid of heads; pick heads by clicking, by rank, layer or resolution, and see the
     average map of exactly those, and what each head is most relevant to.
 
-    In a live kernel `heads` (head numbers) can be read and set, `ranking` (a concept, or "attention on {name}"),
-    `word`, `image`, `k` and `threshold` as well; `selection` is all of them, `heat`, `mask` and `iou` what they give.
+    In a live kernel `heads` (head numbers) can be read and set, `ranking` (a concept, "agreement with all heads", or
+    "attention on {name}"), `word`, `image`, `k` and `threshold` as well; `selection` is all of them, `heat`, `mask` and
+    `iou` what they give.
 
     Parameters
     ----------
@@ -54,7 +56,8 @@ class HeadExplorer(OneMapExplorer):
         super().__init__(maps, rankings, heads, k, threshold)
         first = next(iter(self.rankings)) if concept is None else concept
         regions = dict.fromkeys(name for item in self.items for name in item.truths)
-        self.controls["concept_0"] = self.concept_menu(first, "Rank by", [ATTENTION + name for name in regions])
+        more = [CONSENSUS, *(ATTENTION + name for name in regions)]
+        self.controls["concept_0"] = self.concept_menu(first, "Rank by", more)
         self.link_controls()
         for name in ("k", "concept_0"):
             self.controls[name].observe(self._rank_again, "value")
@@ -81,6 +84,8 @@ class HeadExplorer(OneMapExplorer):
     @property
     def order(self) -> np.ndarray:
         """(head) head numbers in the order of the chosen ranking, the first the most relevant."""
+        if self.ranking == CONSENSUS:
+            return self.consensus
         if not self.ranking.startswith(ATTENTION):
             return self.rankings[self.ranking]
         truth = self.item.truths.get(self.ranking.removeprefix(ATTENTION))

@@ -6,7 +6,7 @@ from typing import Any
 import anywidget
 import traitlets
 
-from ..figures.theme import COLOURS, INK
+from ..figures.theme import COLOURS, method_colour
 from ..maps.overlay import DASH, OUTLINE_DARKNESS, OUTLINE_WIDTHS, OVERLAY_OPACITY, PERIOD, colour_map
 
 JS = Path(__file__).with_name("js")
@@ -21,15 +21,16 @@ SCRIPTS = (
 )  # joined in this order to one ES module
 THRESHOLDS = (5, 95)  # the slider's ends, in hundredths, which are its steps
 METHODS = {  # of choosing heads: the order in which one takes them, and what the k first are called
-    "top k": ("ranking", "Top {k} heads for {concept}", COLOURS[0]),
-    "bottom k": ("reversed", "Bottom {k} heads for {concept}", COLOURS[1]),
-    "random k": ("random", "{k} random heads", COLOURS[2]),
-    "all heads": ("all", "All {k} heads", INK),
+    "top k": ("ranking", "Top {k} heads for {concept}"),
+    "bottom k": ("reversed", "Bottom {k} heads for {concept}"),
+    "consensus k": ("consensus", "The {k} heads that agree most"),
+    "random k": ("random", "{k} random heads"),
+    "all heads": ("all", "All {k} heads"),
 }
 CONSTANTS = {  # what Python and the browser's scripts share
     "methods": [
-        {"name": name, "order": order, "title": title, "colour": colour}
-        for name, (order, title, colour) in METHODS.items()
+        {"name": name, "order": order, "title": title, "colour": method_colour(name)}
+        for name, (order, title) in METHODS.items()
     ],
     "thresholds": list(THRESHOLDS),
     "concept_colours": COLOURS[:3],
@@ -68,6 +69,7 @@ class ExplorerView(anywidget.AnyWidget):
     rankings = traitlets.Dict().tag(sync=True)  # concept -> heads, most relevant first
     scores = traitlets.Dict().tag(sync=True)  # concept -> relevance (head); empty where only rankings are known
     random_order: Any = traitlets.List().tag(sync=True)
+    consensus: Any = traitlets.List().tag(sync=True)  # of each word, all heads, those that agree most first
     grid: Any = traitlets.List().tag(sync=True)  # rows of the head grid
     n_concepts = traitlets.Int(1).tag(sync=True)
     meanings: Any = traitlets.List().tag(sync=True)  # of each word, the numbers of its concepts

@@ -123,7 +123,8 @@ def test_the_curve_over_k_and_its_marker(page: Page, explorers: dict) -> None:
     paths = box.locator(".selattn-curve path").evaluate_all("els => els.map(e => e.getAttribute('d'))")
     item, order, every_k = explorer.item, explorer.rankings["Animals"], range(1, H + 1)
     maps = item.maps.with_pictures([item.picture], truth=item.truths["truth"][None])
-    for path, heads in zip(paths, (order, order[::-1], explorer.view.random_order), strict=True):
+    orders = (order, order[::-1], explorer.view.consensus[0], explorer.view.random_order)
+    for path, heads in zip(paths, orders, strict=True):
         drawn = [(218 - float(y)) / 210 for y in re.findall(r"[ML][\d.]+ ([\d.]+)", path)]
         np.testing.assert_allclose(drawn, ious(maps, first_heads(heads, every_k), [0.4])[0, :, 0], atol=0.002)
     curve = box.locator(".selattn-curve")

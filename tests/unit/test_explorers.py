@@ -18,7 +18,9 @@ from selattn_lib.explorers.aggregation import AggregationExplorer
 from selattn_lib.explorers.diagnosis import DiagnosisExplorer
 from selattn_lib.explorers.heads import HeadExplorer
 from selattn_lib.explorers.items import pack_maps, unpacked
+from selattn_lib.explorers.switch import ExplorerSwitch
 from selattn_lib.explorers.view import METHODS, ExplorerView, script
+from selattn_lib.maps.consensus import consensus
 from selattn_lib.maps.head_maps import HeadMaps
 from selattn_lib.maps.head_sets import first_heads
 from selattn_lib.maps.relevance import HeadRelevance
@@ -113,11 +115,12 @@ const result = {};
 
 SETTINGS = """
 const [ks, thresholds] = SETTINGS;
+const orders = { random: state.random_order, consensus: state.consensus[0] };
 for (const image of [0, 1]) {
   const heads = load(image);
   for (const method of state.constants.methods) {
     for (const k of ks) {
-      const chosen = core.chooseHeads(method, k, state.rankings.Animals, state.random_order);
+      const chosen = core.chooseHeads(method, k, state.rankings.Animals, orders);
       const heat = core.heatmap(heads, chosen, height, width);
       const ious = thresholds.map((level) => core.iou(core.threshold(heat, level), truthOf(image)));
       result[[image, method.name, k]] = { chosen, heat: Array.from(heat), ious };
@@ -146,6 +149,7 @@ def compare(result: dict, maps: HeadMaps, truth: np.ndarray, order: np.ndarray, 
                 chosen = {
                     "top k": order[:k],
                     "bottom k": order[-k:],
+                    "consensus k": consensus(maps, k),
                     "random k": random[:k],
                     "all heads": order,
                 }[method]
@@ -331,6 +335,8 @@ def test_a_live_kernel_can_read_and_set(explorer, maps, truth, rankings):
     assert len(explorer.heads) == N_HEADS
     explorer.method = "random k"
     assert explorer.heads.tolist() == explorer.view.random_order[:4]
+    explorer.method = "consensus k"
+    assert explorer.heads.tolist() == consensus(maps, 4, word="lake").tolist()
 
 
 def test_heads_can_be_picked_in_a_live_kernel(results, maps, rankings):
@@ -481,3 +487,22 @@ def test_diagnosis_needs_two_or_three_concepts(results, rankings):
             DiagnosisExplorer(results, rankings, k=3, concepts=concepts)
     with pytest.raises(ValueError, match=r"names none for \['lake'\]"):
         DiagnosisExplorer(results, rankings, k=3, concepts={"bear": ["Animals", "Plants"]})
+
+
+def test_explorers_of_two_models_share_their_settings(monkeypatch, results, rankings):
+    """The browser links every control of the one to its like in the other, and the menu to what is shown."""
+    turned = {concept: order[::-1] for concept, order in rankings.items()}
+    each = {"natural": AggregationExplorer(results, rankings, k=3), "planted": AggregationExplorer(results, turned, k=3)}
+    links = []
+    monkeypatch.setattr("ipywidgets.jslink", lambda source, target: links.append((source, target)))
+    switch = ExplorerSwitch(each)
+    natural, planted = (explorer.controls for explorer in each.values())
+    traits = {"k": "value", "threshold": "value"}
+    assert links == [
+        ((switch.menu, "index"), (switch.stack, "selected_index")),
+        *(((control, t), (planted[n], t)) for n, control in natural.items() for t in [traits.get(n, "index")]),
+    ]
+    switch.menu.value = "planted"
+    assert switch.shown is each["planted"]
+    with pytest.raises(ValueError, match="at least one"):
+        ExplorerSwitch({})

@@ -91,12 +91,12 @@ function curveWorker(scene, methods, done) {
   }
   /** The curves (k) at a threshold, of methods as far as known; starts with the first that is not. */
   function curves(concept, method, level) {
-    const nameOf = ({ order }) => [scene.shown.number, order === "random" ? "" : concept, order].join("|");
+    const nameOf = ({ order }) => [scene.shown.number, order in scene.orders ? "" : concept, order].join("|");
     const column = Math.round(100 * level) - first;
     const shownFirst = methods.includes(method) ? [method, ...methods] : methods;
     const missing = shownFirst.find((other) => !known.has(nameOf(other)));
     if (missing && job !== nameOf(missing))
-      start(nameOf(missing), sequence(missing, scene.rankings[concept], scene.randomOrder));
+      start(nameOf(missing), sequence(missing, scene.rankings[concept], scene.orders));
     return methods.map((other) => known.get(nameOf(other))?.filter((_, i) => i % thresholds.length === column));
   }
   return { curves, stop: () => clearTimeout(timer) };
@@ -116,7 +116,7 @@ export function aggregationView(scene, redraw) {
     const { shown } = scene;
     const concept = scene.concepts[get("concept_0")];
     const method = methods[get("method")];
-    const heads = chooseHeads(method, get("k"), scene.rankings[concept], scene.randomOrder);
+    const heads = chooseHeads(method, get("k"), scene.rankings[concept], scene.orders);
     scene.paintHeat(chosen, scene.drawnHeatOf(0, heads), level);
     scene.paintAll(all, level);
     const title = titleOf(method, heads.length, concept);
@@ -148,7 +148,7 @@ export function aggregationView(scene, redraw) {
 
   function shownSets() {
     const [concept, method] = [scene.concepts[get("concept_0")], methods[get("method")]];
-    const heads = chooseHeads(method, get("k"), scene.rankings[concept], scene.randomOrder);
+    const heads = chooseHeads(method, get("k"), scene.rankings[concept], scene.orders);
     return [{ name: titleOf(method, heads.length, concept), heads, heat: scene.heatOf(0, heads) }, scene.everyHead];
   }
 

@@ -184,15 +184,16 @@ export function iou(mask, truth) {
   return either ? both / either : 1;
 }
 
-/** The heads that a setting means: `method` is one of the trait `constants`, `ranking` most relevant first. */
-export function chooseHeads(method, k, ranking, randomOrder) {
-  const heads = sequence(method, ranking, randomOrder);
+/** The heads that a setting means: `method` is one of the trait `constants`, `ranking` most relevant first, `orders` those
+ * that no concept decides, by name. */
+export function chooseHeads(method, k, ranking, orders) {
+  const heads = sequence(method, ranking, orders);
   return method.order === "all" ? heads : heads.slice(0, k);
 }
 
 /** All heads in the order in which a method takes them. */
-function sequence({ order }, ranking, randomOrder) {
-  if (order === "random") return randomOrder;
+function sequence({ order }, ranking, orders) {
+  if (order in orders) return orders[order];
   return order === "reversed" ? [...ranking].reverse() : ranking;
 }
 

@@ -18,7 +18,7 @@ export function diagnosisView(scene) {
     const { shown } = scene;
     const choices = colours.map((colour, i) => {
       const concept = scene.concepts[get(`concept_${i}`)];
-      const heads = chooseHeads(topK, get("k"), scene.rankings[concept], scene.randomOrder);
+      const heads = chooseHeads(topK, get("k"), scene.rankings[concept], scene.orders);
       const drawn = scene.drawnHeatOf(i, heads);
       const edge = { path: scene.paintHeat(sets[i], drawn, level, colour), colour };
       sets[i].title.style.borderColor = colour;
@@ -87,7 +87,7 @@ export function diagnosisView(scene) {
   function shownSets() {
     const chosen = colours.map((_, i) => {
       const concept = scene.concepts[get(`concept_${i}`)];
-      const heads = chooseHeads(topK, get("k"), scene.rankings[concept], scene.randomOrder);
+      const heads = chooseHeads(topK, get("k"), scene.rankings[concept], scene.orders);
       return { name: titleOf(topK, heads.length, concept), heads, heat: scene.heatOf(i, heads) };
     });
     return [...chosen, scene.everyHead];

@@ -30,8 +30,9 @@ export function headsView(scene, redraw) {
     const index = get("concept_0");
     if (index < concepts.length)
       return { of: `most relevant to ${concepts[index]}`, order: rankings[concepts[index]], reaches: "" };
+    if (index === concepts.length) return { of: "that agree most with all heads", order: scene.orders.consensus, reaches: "" };
     const regions = [...new Set(get("items").flatMap((item) => item.regions))];
-    const region = regions[index - concepts.length];
+    const region = regions[index - concepts.length - 1];
     const name = region === "truth" ? "the object" : region;
     const of = `with most attention on ${name}`;
     byAttention[region] ??= rankedBy(ratiosOf(region));

@@ -79,6 +79,11 @@ export class Scene {
     this.model.save_changes();
   }
 
+  /** The orders of heads that no concept decides: random, and how well they agree on the word that is shown. */
+  get orders() {
+    return { random: this.randomOrder, consensus: this.get("consensus")[this.get("word")] };
+  }
+
   get itemNumber() {
     return this.get("word") * this.get("labels").length + this.get("image");
   }
