@@ -8,6 +8,7 @@ of `Family` in `cross` or in `joint`, add it to `FAMILIES`, and add a tiny model
 
 from typing import Any
 
+from .alone import through_block
 from .base import Call, Family, Model, Outputs, QueryKey, Sizes, Text, TextAttention, split_heads
 from .cross import HunyuanDiT, PixArt, Sana, UNet
 from .joint import PRX, Chroma, Flux, Flux2, QwenImage, StableDiffusion3, ZImage

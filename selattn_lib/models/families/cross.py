@@ -30,7 +30,7 @@ class CrossAttention(Family):
 
     captured = "cross-attention of every block"
     blocks: ClassVar[tuple[str, ...]] = ("cross",)
-    scored = masked = True
+    masked = True
 
     def find(self, network: Any) -> Iterator[TextAttention]:
         for i, block in enumerate(network.transformer_blocks):
