@@ -19,7 +19,7 @@ from tiny_sd import build_pipeline as build_sd1
 from tiny_sd import generate
 
 from selattn_lib.attention.capture import capture
-from selattn_lib.attention.scoring import score_heads
+from selattn_lib.attention.scoring import RelevanceCounter, score_heads
 from selattn_lib.models.families import find_family
 from selattn_lib.models.heads import cross_attention_heads
 from selattn_lib.models.pipelines import unet_layout
@@ -486,16 +486,16 @@ def word_by_itself(name, word):
 
 @torch.no_grad()
 def recount(name, blocks, concepts, unit, row):
-    """Votes (concept, head) of one image: at each block, the words stand where the prompt stood, beside the picture's
+    """Shares of attention (call, head, concept) in one image: at each block, the words stand where the prompt stood, beside the picture's
     own image, and the model's own block makes of both what it does. `blocks`: the arguments of each block's calls."""
-    pipe, votes = build(name), []
+    pipe, shares = build(name), []
     modules = [network_of(pipe).get_submodule(layer.name.rpartition(".")[0]) for layer in cross_attention_heads(pipe)]
     lengths = [len(words) for words in concepts.values()]
     for call in range(len(blocks[0])):
         drawn = np.random.default_rng([5, unit, call]).integers(lengths, size=(1, len(concepts)))[0]
         alone = [word_by_itself(name, words[i]) for words, i in zip(concepts.values(), drawn, strict=True)]
         words, sizes = torch.cat([states for states, _ in alone], dim=1), [len(places) for _, places in alone]
-        places, winners = [place for _, each in alone for place in each], []
+        places, by_layer = [place for _, each in alone for place in each], []
         for module, calls in zip(modules, blocks, strict=True):
             given = {n: v[row : row + 1] if torch.is_tensor(v) else v for n, v in calls[call].items()}
             given |= {n: None for n in given if n in ("attention_mask", "encoder_hidden_states_mask")}
@@ -517,9 +517,9 @@ def recount(name, blocks, concepts, unit, row):
             query = query[0, :, -PIXELS:] if first else query[0, :, :PIXELS]
             key = key[0, :, : len(places)] if first else key[0, :, PIXELS:]
             attended = (query @ key.transpose(1, 2) * query.shape[-1] ** -0.5).softmax(-1).mean(1)
-            winners.append(torch.stack([x.mean(-1) for x in attended.split(sizes, dim=-1)]).argmax(0))
-        votes.append(F.one_hot(torch.cat(winners), len(concepts)).T)
-    return torch.stack(votes).sum(0).numpy()
+            by_layer.append(torch.stack([x.mean(-1) for x in attended.split(sizes, dim=-1)], dim=-1))
+        shares.append(torch.cat(by_layer))
+    return torch.stack(shares)
 
 
 @pytest.mark.parametrize("name", CARRIED)
@@ -530,17 +530,30 @@ def test_words_pass_through_the_models_own_blocks_unseen(name):
     with capture(pipe, ["bear"]) as plain_maps:
         plain = draw(name, **case.guided)
     modules = [network_of(pipe).get_submodule(layer.name.rpartition(".")[0]) for layer in cross_attention_heads(pipe)]
-    hooks = count_all_hooks(pipe)
-    with calls_of(modules) as blocks, capture(pipe, ["bear"]) as maps:
+    hooks, shares, vote = count_all_hooks(pipe), [], RelevanceCounter._vote
+
+    def see(counter):
+        if counter._attended is not None:
+            shares.append((counter._attended * counter._share) @ counter._columns_to_concepts)
+        vote(counter)
+
+    with (
+        calls_of(modules) as blocks,
+        capture(pipe, ["bear"]) as maps,
+        mock.patch.object(RelevanceCounter, "_vote", see),
+    ):
         with score_heads(pipe, concepts, seed=5, units=[7, 2]) as votes:
             assert np.array_equal(draw(name, **case.guided), plain)
+        counts = votes.counts()
     assert count_all_hooks(pipe) == hooks
     assert maps.head_maps().dataset.equals(plain_maps.head_maps().dataset)
     blocks = [calls[::2] for calls in blocks] if case.negative == "apart" else blocks
     first = 2 if case.negative == "before" else 0
-    expected = [recount(name, blocks, concepts, unit, first + i) for i, unit in enumerate((7, 2))]
-    np.testing.assert_array_equal(votes.counts(), expected)
-    assert (votes.counts().sum("concept") == 2).all() and (votes.counts().sum(["image", "head"]) > 0).all()
+    expected = torch.stack([recount(name, blocks, concepts, unit, first + i) for i, unit in enumerate((7, 2))])
+    np.testing.assert_allclose(torch.stack(shares, dim=1), expected, atol=1e-5)
+    winners = F.one_hot(expected.argmax(-1), len(concepts)).sum(1).transpose(1, 2)
+    np.testing.assert_array_equal(counts, winners)
+    assert (counts.sum("concept") == 2).all() and (counts.sum(["image", "head"]) > 0).all()
 
 
 @pytest.mark.parametrize("name", ["zimage"])
