@@ -13,7 +13,7 @@ import xarray as xr
 from diffusers import DiffusionPipeline
 
 from ..maps.relevance import HeadRelevance
-from ..models.families import FAMILIES, Family, Outputs, Text, split_heads, through_block
+from ..models.families import Family, Outputs, Text, check_scored, split_heads, through_block
 from ..models.tokens import word_tokens
 from .embeddings import Embeddings, Sums, device_of
 from .trace import Generation, Prompts, Trace
@@ -36,12 +36,7 @@ class RelevanceCounter(Trace):
         prompt: Prompts,
     ) -> None:
         super().__init__(pipe, prompt)
-        if self.family.unscored:
-            scored = ", ".join(name for family in FAMILIES if not family.unscored for name in family.models)
-            raise ValueError(
-                f"The heads of {type(pipe).__name__} cannot be scored: {self.family.unscored}. Expected: {scored}; or "
-                "choose heads by number, or by the agreement of their maps (`consensus`)."
-            )
+        check_scored(self.family, type(pipe).__name__)
         if empty := [name for name, words in concepts.items() if not words]:
             raise ValueError(f"These concepts have no words: {empty}")
         if len(concepts) < 2:

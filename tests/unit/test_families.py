@@ -22,7 +22,7 @@ from selattn_lib.attention.capture import capture
 from selattn_lib.attention.scoring import RelevanceCounter, score_heads
 from selattn_lib.models.families import find_family
 from selattn_lib.models.heads import cross_attention_heads
-from selattn_lib.models.pipelines import unet_layout
+from selattn_lib.models.pipelines import network_layout
 from selattn_lib.models.supported import supported_models
 from selattn_lib.models.tokens import Tokens, find_word
 from selattn_lib.publishing.reproduce import time_call
@@ -440,7 +440,7 @@ def test_studies_measure_and_take_the_head_relevance_of_a_transformer(tmp_path, 
     relevance.save(tmp_path / "hrv.npz")
     taken = relevance_for(model, tmp_path / "hrv.npz")
     np.testing.assert_allclose(taken.scores, relevance.scores)
-    seconds, memory = time_call(unet_layout(model), "cpu", "fp32", 1)
+    seconds, memory = time_call(network_layout(model), "cpu", "fp32", 1)
     assert seconds > 0 and memory == sum(weight.nbytes for weight in pipe.transformer.parameters())
 
 
@@ -486,8 +486,9 @@ def word_by_itself(name, word):
 
 @torch.no_grad()
 def recount(name, blocks, concepts, unit, row):
-    """Shares of attention (call, head, concept) in one image: at each block, the words stand where the prompt stood, beside the picture's
-    own image, and the model's own block makes of both what it does. `blocks`: the arguments of each block's calls."""
+    """Shares of attention (call, head, concept) in one image: at each block, the words stand where the prompt stood,
+    beside the picture's own image, and the model's own block makes of both what it does. `blocks`: the arguments of
+    each block's calls."""
     pipe, shares = build(name), []
     modules = [network_of(pipe).get_submodule(layer.name.rpartition(".")[0]) for layer in cross_attention_heads(pipe)]
     lengths = [len(words) for words in concepts.values()]

@@ -84,6 +84,7 @@ class Family:
     unscored: ClassVar[str] = ""  # why heads cannot vote for words; empty: they can
     carried: ClassVar[bool] = False  # whether words must go along through the blocks to be voted for
     rows: ClassVar[int] = 2  # of a call that a picture takes, under guidance as the pipeline has it by default
+    batched: ClassVar[bool] = True  # whether the pipeline draws several pictures at a time under guidance
     masked: ClassVar[bool] = False  # whether the layers heed a mask
 
     def find(self, network: Any) -> Iterator[TextAttention]:

@@ -361,6 +361,11 @@ class ZImage(JointAttention):
     def used(self, attention: Any, output: torch.Tensor, sizes: Sizes) -> torch.Tensor:
         return output[:, : sizes.pixels]
 
+    def example(self, network: Any, rows: int, zeros: Callable[..., torch.Tensor]) -> dict[str, Any]:
+        pictures = [zeros(network.config.in_channels, 1, 128, 128) for _ in range(rows)]
+        texts = [zeros(64, network.config.cap_feat_dim) for _ in range(rows)]
+        return {"x": pictures, "t": zeros(rows), "cap_feats": texts}
+
     def _text_first(self, positions: torch.Tensor, sizes: Sizes, dim: int) -> torch.Tensor:
         image = -(-sizes.pixels // SEQ_MULTI_OF) * SEQ_MULTI_OF
         return positions.roll(-image, dims=dim)
@@ -372,7 +377,7 @@ class PRX(JointAttention):
     models = {"PRX": Model("PRXPipeline"), "PRX pixel": Model("PRXPixelPipeline", None)}
     network = PRXTransformer2DModel
     attention = (PRXAttention,)
-    masked, carried = True, False
+    masked, carried, batched = True, False, False
     embedder = ("txt_in",)
 
     def find(self, network: Any) -> Iterator[TextAttention]:
