@@ -52,9 +52,10 @@ def guidance_of(model: str) -> float:
     if is_embedded(model):
         return 3.0
     kind = "StableDiffusionPipeline" if model in HUB else str(model_index(model).get("_class_name"))
-    if kind in ("StableDiffusionPipeline", "StableDiffusionXLPipeline") or not hasattr(diffusers, kind):
+    own = signature(getattr(diffusers, kind, guidance_of).__call__).parameters.get("guidance_scale")
+    if own is None or kind in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
         return 7.5
-    return signature(getattr(diffusers, kind).__call__).parameters["guidance_scale"].default or 1.0
+    return own.default or 1.0
 
 
 def runs_folder() -> Path:

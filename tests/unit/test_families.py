@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from unittest import mock
 
@@ -13,13 +14,14 @@ import pytest
 import tiny_families
 import torch
 import torch.nn.functional as F
-from diffusers import WanTransformer3DModel
+from diffusers import PixArtTransformer2DModel, PRXTransformer2DModel, SanaTransformer2DModel, WanTransformer3DModel
 from tiny_families import CLIP_TOKENS
 from tiny_sd import build_pipeline as build_sd1
 from tiny_sd import generate
 
 from selattn_lib.attention.capture import capture
 from selattn_lib.attention.scoring import RelevanceCounter, score_heads
+from selattn_lib.models.families import FAMILIES as FAMILY_CLASSES
 from selattn_lib.models.families import find_family
 from selattn_lib.models.heads import cross_attention_heads
 from selattn_lib.models.pipelines import network_layout
@@ -624,6 +626,26 @@ def test_the_table_of_supported_models_and_the_books_say_what_is_so():
         relevance = "yes" if row.relevance else "no"
         cells = (model, f"`{row.pipeline}`", row.captured, heads, relevance, row.selection)
         assert f"| {' | '.join(cells)} |" in page
+
+
+def test_heads_are_counted_on_the_defaults_of_the_classes_or_on_a_checkpoint_that_the_page_names():
+    """What diffusers' source does not carry is written by hand, and says of which files."""
+    page, by_hand = (Path(__file__).parents[2] / "book" / "performance.md").read_text(), []
+    for family in FAMILY_CLASSES:
+        for name, model in family.models.items():
+            assert bool(model.config) == bool(model.checkpoint), name
+            if model.config:
+                by_hand.append(name)
+                assert model.checkpoint in page
+    assert by_hand == [*("Stable Diffusion 2.x", "Stable Diffusion XL", "Kolors", "Hunyuan-DiT"),
+                       *("Stable Diffusion 3", "Stable Diffusion 3.5 large")]  # fmt: skip
+    heads = supported_models().set_index("model").heads
+    default = {kind: {k: p.default for k, p in signature(kind).parameters.items()} for kind in
+               (PixArtTransformer2DModel, PRXTransformer2DModel, SanaTransformer2DModel)}  # fmt: skip
+    pixart, prx, sana = default.values()
+    assert heads["PixArt-Sigma"] == pixart["num_layers"] * pixart["num_attention_heads"]
+    assert heads["PRX"] == prx["depth"] * prx["num_heads"]
+    assert heads["SANA"] == sana["num_layers"] * sana["num_cross_attention_heads"]
 
 
 def test_what_is_refused_by_name_is_refused():

@@ -66,10 +66,11 @@ class Sizes:
 @dataclass(frozen=True)
 class Model:
     """A model that people use: its pipeline in diffusers, and how its network differs from the defaults of its class
-    (None: not known without its files)."""
+    (None: not known without its files), as the `config.json` of a checkpoint on the hub is said to have it."""
 
     pipeline: str
     config: dict[str, Any] | None = field(default_factory=dict)
+    checkpoint: str = ""
 
 
 class Family:

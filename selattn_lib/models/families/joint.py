@@ -60,8 +60,16 @@ class StableDiffusion3(JointAttention):
     """
 
     models = {
-        "Stable Diffusion 3": Model("StableDiffusion3Pipeline", {"num_layers": 24, "num_attention_heads": 24}),
-        "Stable Diffusion 3.5 large": Model("StableDiffusion3Pipeline", {"num_layers": 38, "num_attention_heads": 38}),
+        "Stable Diffusion 3": Model(
+            "StableDiffusion3Pipeline",
+            {"num_layers": 24, "num_attention_heads": 24},
+            "stabilityai/stable-diffusion-3-medium-diffusers",
+        ),
+        "Stable Diffusion 3.5 large": Model(
+            "StableDiffusion3Pipeline",
+            {"num_layers": 38, "num_attention_heads": 38},
+            "stabilityai/stable-diffusion-3.5-large",
+        ),
     }
     network = SD3Transformer2DModel
 
@@ -421,7 +429,7 @@ class PRX(JointAttention):
         return attention.norm_added_k.forward(keys).flatten(-2)
 
     def example(self, network: Any, rows: int, zeros: Callable[..., torch.Tensor]) -> dict[str, Any]:
-        pixels = 1024 if network.config.in_channels == 3 else 64 * network.config.patch_size
+        pixels = 1024 if network.config.in_channels == 3 else 64  # else latents of 512 x 512 pixels, 8 a side each
         return {
             "hidden_states": zeros(rows, network.config.in_channels, pixels, pixels),
             "timestep": zeros(rows),
