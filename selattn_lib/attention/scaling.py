@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
-from ..models.families import UNet, find_family
+from ..models.families import FAMILIES, CrossAttention, find_family
 from ..models.heads import cross_attention_heads
 from ..models.tokens import Prompt
 from .trace import Generation, Trace
@@ -39,7 +39,7 @@ def scaled_heads(
     Parameters
     ----------
     pipe : diffusers.DiffusionPipeline
-        Of Stable Diffusion 1.x, 2.x or XL.
+        Of a model with cross-attention: a UNet's, PixArt, SANA or Hunyuan-DiT, see `supported_models`.
     heads : sequence of int
         Head numbers, as in `cross_attention_heads`.
     scale : float
@@ -65,9 +65,11 @@ def scaled_heads(
     ...     picture = pipe("photo of a bear", num_inference_steps=2).images[0]
     """
     listed, (family, network) = cross_attention_heads(pipe), find_family(pipe)
-    if not isinstance(family, UNet):
+    if not isinstance(family, CrossAttention):
+        known = ", ".join(name for other in FAMILIES if isinstance(other, CrossAttention) for name in other.models)
         raise ValueError(
-            f"The heads of {type(pipe).__name__} cannot be scaled: expected Stable Diffusion 1.x, 2.x, XL."
+            f"The heads of {type(pipe).__name__} cannot be scaled: what they take from text and from image is one sum. "
+            f"Expected a model with cross-attention: {known}."
         )
     numbers = np.asarray(heads, dtype=int)
     if wrong := [int(number) for number in numbers if not 0 <= number < len(listed)]:
@@ -144,11 +146,11 @@ class ScaledWords(Trace):
 
 
 def words_in(prompt: Prompt | None, n_tokens: int) -> torch.Tensor:
-    """(token) bool, the tokens that are a prompt's own: no start, no end and no padding."""
+    """(token) bool, the tokens that are a prompt's own: no start, no end, no padding and no instructions."""
     if prompt is None:
         raise ValueError("the words of embeddings made elsewhere are not known: have the pipeline encode its prompts")
     places = torch.zeros(n_tokens, dtype=torch.bool)
     for tokens in prompt:
-        special = set(tokens.tokenizer.all_special_ids)
-        places[[tokens.first + at for at, i in enumerate(tokens.ids) if i not in special]] = True
+        special, own = set(tokens.tokenizer.all_special_ids), tokens.own or [True] * len(tokens.ids)
+        places[[tokens.first + at for at, i in enumerate(tokens.ids) if own[at] and i not in special]] = True
     return places

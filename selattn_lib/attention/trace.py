@@ -61,6 +61,8 @@ class Trace:
             raise ValueError(f"{type(pipe).__name__}: expected the pipeline that it belongs to, for its tokenizers.")
         self.layers: Sequence[int] = range(len(self.heads.layers))
         self.modules = [self.network.get_submodule(layer.name) for layer in self.heads]
+        self.blocks: list[torch.nn.Module] = []  # of the layers, where `block_arguments` are wanted
+        self.block_arguments: dict[str, Any] = {}  # that the block under way was called with, for the pictures' rows
         self.generations: list[Generation] = []
         given = [prompt] if isinstance(prompt, str) else list(prompt or [])
         self._texts = self.family.texts(pipe)
@@ -157,6 +159,8 @@ class Trace:
                     out = out[0] if isinstance(out, torch.nn.ModuleList) else out
                     hook(out.register_forward_pre_hook, partial(self._on_used, number), prepend=True)
                 hook(attention.register_forward_hook, partial(self._on_layer, number), with_kwargs=True)
+            for block in self.blocks:
+                hook(block.register_forward_pre_hook, self._on_block, with_kwargs=True)
             yield self
             self._end_of_call(wait=True)
             self._check_last_call()
@@ -267,7 +271,7 @@ class Trace:
         """
         for outputs in self._outputs.values():
             outputs.clear()
-        self._reading, self._unproven = None, set()
+        self._reading, self._unproven, self.block_arguments = None, set(), {}
         self._ran.clear()
         self._adapters.close()
         generation = self._generation
@@ -281,6 +285,21 @@ class Trace:
                 f"The attention of {self.heads.layers[number].name} is NaN or infinite in call {generation.calls} of "
                 "the network: the picture is lost as well. Models overflow in float16: try bfloat16 or float32."
             )
+
+    def _on_block(self, block: Any, args: tuple, kwargs: dict) -> None:
+        if self._reading is not None:
+            arguments = inspect.signature(type(block).forward).bind(block, *args, **kwargs).arguments
+            del arguments["self"]
+            self.block_arguments = self._of_pictures(arguments, len(arguments["hidden_states"]))
+
+    def _of_pictures(self, values: dict[str, Any], batch: int) -> dict[str, Any]:
+        """Of values for all rows of the call, the rows that draw the pictures; other values as they are."""
+        assert self._reading is not None
+        rows = self._reading.rows
+        return {
+            name: value[rows] if torch.is_tensor(value) and value.ndim and len(value) == batch else value
+            for name, value in values.items()
+        }
 
     def _follow_adapter(self, number: int) -> None:
         """For one call, see what a processor's own projections put out."""
@@ -322,10 +341,7 @@ class Trace:
             outputs["used"] = output
         batch, rows = len(outputs[watched[0]]), self._reading.rows
         conditional = {name: value[rows] for name, value in outputs.items() if len(value) == batch}
-        options = {
-            name: value[rows] if torch.is_tensor(value) and value.ndim and len(value) == batch else value
-            for name, value in kwargs.items()
-        }
+        options = self._of_pictures(kwargs, batch)
         outputs.clear()
         self._ran.add(number)
         grid = self.heads.layers[number].grid(generation.latent)

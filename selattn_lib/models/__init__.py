@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "load_pipeline",
             "model_source",
             "pick_device",
-            "unet_layout",
+            "network_layout",
         ],
         "segmenters": ["load_segmenter"],
     },

@@ -94,8 +94,8 @@ def cross_attention_heads(pipe_or_network: Any) -> Heads:
 
     Examples
     --------
-    >>> from selattn_lib.models.pipelines import unet_layout
-    >>> len(cross_attention_heads(unet_layout("sd14")))
+    >>> from selattn_lib.models.pipelines import network_layout
+    >>> len(cross_attention_heads(network_layout("sd14")))
     128
     """
     family, network = find_family(pipe_or_network)

@@ -192,7 +192,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def unet_layout(name: str | Path) -> Any:
+def network_layout(name: str | Path) -> Any:
     """The UNet or transformer of a model without its weights, from its configuration alone: enough to list its heads.
 
     Parameters
@@ -212,7 +212,7 @@ def unet_layout(name: str | Path) -> Any:
 
     Examples
     --------
-    >>> unet_layout("sd14").config.sample_size
+    >>> network_layout("sd14").config.sample_size
     64
     """
     with torch.device("meta"):
@@ -223,6 +223,23 @@ def unet_layout(name: str | Path) -> Any:
         with explaining_load_errors(str(name), source):
             config = within(INDEX_LIMIT, network.load_config, source, subfolder=part)
             return network.from_config(config)
+
+
+def latent_side(name: str | Path) -> int:
+    """How many pixels a side of the picture one latent of a model stands for, from its configuration alone: 8 in Stable
+    Diffusion, 1 in a model that draws pixels."""
+    if str(name) in ("sd14", "sd15"):
+        return 8
+    library, kind = model_index(name).get("vae") or (None, None)
+    if kind is None:
+        return 1
+    with explaining_load_errors(str(name), model_source(name)):
+        vae = getattr(diffusers, kind)
+        config = within(INDEX_LIMIT, vae.load_config, model_source(name), subfolder="vae")
+    if halved := config.get("temperal_downsample"):  # Qwen-Image's, named so
+        return 2 ** len(halved)
+    levels = config.get("encoder_block_out_channels") or config.get("block_out_channels") or (0,) * 4
+    return 2 ** (len(levels) - 1)
 
 
 def _network(name: str | Path, index: dict[str, Any]) -> tuple[Any, str]:

@@ -21,7 +21,7 @@ def supported_models() -> pd.DataFrame:
     Examples
     --------
     >>> table = supported_models().set_index("model")
-    >>> int(table.heads["Stable Diffusion 1.x"]), table.selection["FLUX.1"]
+    >>> int(table.heads["Stable Diffusion 1.x"]), table.selection["Z-Image"]
     (128, 'by number')
     """
     rows = []
@@ -31,9 +31,9 @@ def supported_models() -> pd.DataFrame:
             if model.config is not None:
                 with torch.device("meta"):
                     heads = len(cross_attention_heads(family.network(**model.config)))
-            selection = "by relevance" if family.scored else "by number"
-            network = family.network.__name__
-            rows.append((name, model.pipeline, network, family.captured, heads, True, family.scored, selection))
+            scored, network = not family.unscored, family.network.__name__
+            selection = "by relevance" if scored else "by number"
+            rows.append((name, model.pipeline, network, family.captured, heads, True, scored, selection))
     rows += [(network, "", network, f"refused: {why}", None, False, False, "") for network, why in REFUSED.items()]
     columns = ["model", "pipeline", "network", "captured", "heads", "maps", "relevance", "selection"]
     return pd.DataFrame(rows, columns=columns).astype({"heads": "Int64"})

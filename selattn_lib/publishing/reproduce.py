@@ -20,9 +20,9 @@ from nbformat.v4 import new_markdown_cell
 from tqdm import tqdm
 
 from ..concepts import benchmark_words
-from ..models.families import find_family
+from ..models.families import check_scored, find_family
 from ..models.heads import cross_attention_heads
-from ..models.pipelines import DTYPES, model_source, pick_device, unet_layout
+from ..models.pipelines import DTYPES, latent_side, model_source, network_layout, pick_device
 from ..studies.base import StudyBase, concepts_of, is_lack_of_memory, runs_folder
 from ..studies.generated import DiagnosisStudy, Study
 from ..studies.relevance import RelevanceStudy, relevance_for
@@ -106,6 +106,8 @@ class Reproduction(ReproduceOptions):
         uses_segmenter = {**common, "segmenter": self.segmenter}
         if self.hrv:
             relevance_for(self.model, self.hrv)
+        else:
+            check_scored(find_family(network_layout(self.model))[0], self.model)
         studies = [
             *([] if self.hrv else [self.relevance_study()]),
             Study(words=self.animals(3), seeds=1, **uses_segmenter),  # the first chapter's examples
@@ -120,20 +122,21 @@ class Reproduction(ReproduceOptions):
 
     def plan(self, studies: Sequence[StudyBase]) -> dict[str, str]:
         """What will be done and what it will take, in words."""
-        unet, device, dtype = unet_layout(self.model), os.environ["SELATTN_DEVICE"], studies[-1].dtype
-        heads, side = cross_attention_heads(unet), unet.config.sample_size
+        network, device, dtype = network_layout(self.model), os.environ["SELATTN_DEVICE"], studies[-1].dtype
+        heads, part, latent = cross_attention_heads(network), part_of(network), usual_latent(network)
         there, images = sum(count_finished(study.folder) for study in studies), sum(study.size for study in studies)
         drawn = sum(study.size for study in studies if not isinstance(study, RelevanceStudy))
-        parameters = sum(weight.numel() for weight in unet.parameters())
+        parameters = sum(weight.numel() for weight in network.parameters())
         together = 1 if device == "cpu" else self.batch
-        seconds, memory = time_call(unet, device, dtype, together)
-        calls = (images - there) * (self.steps + 1)
-        maps = 2 * sum(layer.n_heads * prod(layer.grid((side, side))) for layer in heads)
-        pixels = (8 * side) ** 2  # an RGB picture and, a byte each, two masks of it
+        calls = (images - there) * (self.steps + (part == "UNet"))  # the paper's scheduler makes one more
+        time, memory = self.estimate(network, device, dtype, together, calls)
+        maps = 2 * sum(layer.n_heads * prod(layer.grid(latent)) for layer in heads)
+        size = [side * latent_side(self.model) for side in latent]  # an RGB picture and, a byte each, two masks of it
         runs = runs_folder().absolute()
         disk = shutil.disk_usage(next(folder for folder in (runs, *runs.parents) if folder.exists())).free
         return {
-            "model": f"{model_source(self.model)}, {len(heads)} heads, {parameters / 1e9:.2f} G parameters in the UNet",
+            "model": f"{model_source(self.model)}, {len(heads)} heads, "
+            f"{parameters / 1e9:.2f} G parameters in the {part}",
             "device": f"{device}, {dtype}, {self.batch} images at a time" + ", offloaded" * self.offload,
             "relevance": f"of {len(concepts_of(self.model))} concepts, "
             + (f"from {self.hrv}" if self.hrv else counting(self.relevance_study())),
@@ -141,14 +144,28 @@ class Reproduction(ReproduceOptions):
             f"{len(self.animals(3))} to explore",
             "masks": f"by {studies[-1].model_dump()['segmenter']}",
             "images": f"{images:,} of {self.steps} steps; {there:,} of them are there already",
-            "time": f"{timedelta(seconds=round(calls * seconds / together))}, estimated: {calls:,} UNet calls at "
-            f"{seconds / together:.3g} s an image, as just measured with zeros for weights; autoencoder, segmenter and "
-            "figures come on top",
-            "memory": f"{memory / 1e9:.1f} GB for the UNet, of {free_memory(device) / 1e9:.1f} GB free; autoencoder, "
+            "pictures": f"of {size[0]} x {size[1]} pixels",
+            "time": time,
+            "memory": f"{memory / 1e9:.1f} GB for the {part}, of {free_memory(device) / 1e9:.1f} GB free; autoencoder, "
             "text encoder and segmenter come on top",
-            "disk": f"at most {drawn * (maps + 5 * pixels) / 1e9:.2f} GB in {runs}, of {disk / 1e9:.0f} GB free",
+            "disk": f"at most {drawn * (maps + 5 * prod(size)) / 1e9:.2f} GB in {runs}, of {disk / 1e9:.0f} GB free",
             "book": str(self.folder / "_build" / "html" / "index.html"),
         }
+
+    def estimate(self, network: Any, device: str, dtype: str, together: int, calls: int) -> tuple[str, int]:
+        """How long so many calls take, in words, and the bytes of one; a dry run may be of what does not fit."""
+        needed = sum(weight.numel() for weight in network.parameters()) * DTYPES[dtype].itemsize
+        try:
+            seconds, memory = time_call(network, device, dtype, together)
+        except MemoryError as error:
+            if not self.dry_run:
+                raise
+            return f"not measured, and not to be run here: {error}", needed
+        total = timedelta(seconds=round(calls * seconds / together))
+        return (
+            f"{total}, estimated: {calls:,} {part_of(network)} calls at {seconds / together:.3g} s an image, as just "
+            "measured with zeros for weights; autoencoder, segmenter and figures come on top"
+        ), memory
 
     def book(self, root: Path, plan: dict[str, str]) -> Path:
         """Build the book of this run: its own first page, its chapters, then the rest of the book as committed."""
@@ -212,7 +229,7 @@ def counting(study: RelevanceStudy) -> str:
     again = ", repeated in place of free prompts" * (not study.texts and 0 < len(study.classes) < study.images)
     softmax = "inside the softmax, as published" if study.start_token else "outside the softmax, as the paper says"
     on = f"{study.images:,} images of {prompts or 'words of the concepts'}{again}"
-    return f"counted on {on}; the start token is {softmax}"
+    return f"counted on {on}; the start token, where a model has one, is {softmax}"
 
 
 def outcomes(study: Study | DiagnosisStudy) -> list[str]:
@@ -230,28 +247,44 @@ def outcomes(study: Study | DiagnosisStudy) -> list[str]:
     return rows
 
 
-def time_call(unet: Any, device: str, dtype: str, images: int) -> tuple[float, int]:
-    """(seconds, bytes) that one call takes of a UNet without weights (see `unet_layout`), on so many images under
+def part_of(network: Any) -> str:
+    """What people call this kind of network."""
+    return "UNet" if find_family(network)[0].part == "unet" else "transformer"
+
+
+def usual_latent(network: Any) -> tuple[int, int]:
+    """(height, width) of the latents of a picture of a model's usual size."""
+    family = find_family(network)[0]
+    arguments = family.example(network, 1, torch.zeros)
+    return family.latent(family.call(arguments), arguments)
+
+
+def time_call(network: Any, device: str, dtype: str, images: int) -> tuple[float, int]:
+    """(seconds, bytes) that one call takes of a network without weights (see `network_layout`), on so many images under
     guidance: on CUDA the peak, else the weights' bytes. MemoryError if it does not fit."""
-    zeros = partial(torch.zeros, device=device, dtype=DTYPES[dtype])
+    zeros, (family, _) = partial(torch.zeros, device=device, dtype=DTYPES[dtype]), find_family(network)
+    what = f"a {part_of(network)} call on {images} images in {dtype} does not fit in the memory of {device}"
+    way = f"{what}: try a smaller --batch, or --dtype fp16"
+    if sum(weight.numel() for weight in network.parameters()) * DTYPES[dtype].itemsize > free_memory(device):
+        raise MemoryError(way)
     try:
-        unet = torch.nn.Module.to(unet, DTYPES[dtype]).to_empty(device=device)  # diffusers' own `to` warns
-        for weight in unet.parameters():
+        network = torch.nn.Module.to(network, DTYPES[dtype]).to_empty(device=device)  # diffusers' own `to` warns
+        for weight in network.parameters():
             weight.data.zero_()
-        arguments = find_family(unet)[0].example(unet, 2 * images, zeros)
+        arguments = family.example(network, family.rows * images, zeros)
         for _ in range(1 if device == "cpu" else 3):  # the first on a card prepares
             start = time.perf_counter()
             with torch.no_grad():
-                unet(**arguments, return_dict=False)[0].sum().item()
+                made = network(**arguments, return_dict=False)[0]  # of Z-Image a list
+                made[0].sum().item()
             seconds = time.perf_counter() - start
     except (RuntimeError, MemoryError) as error:
         if not is_lack_of_memory(error):
             raise
-        what = f"a UNet call on {images} images in {dtype} does not fit in the memory of {device}"
-        raise MemoryError(f"{what}: try a smaller --batch, or --dtype fp16") from error
-    weights = sum(weight.nbytes for weight in unet.parameters())
+        raise MemoryError(way) from error
+    weights = sum(weight.nbytes for weight in network.parameters())
     memory = torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else weights
-    del unet
+    del network
     clear_device_cache(garbage_collection=True)
     return seconds, memory
 

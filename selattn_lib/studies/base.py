@@ -10,10 +10,12 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache, partial
+from inspect import signature
 from pathlib import Path
 from string import Formatter
 from typing import Any, ClassVar, Literal
 
+import diffusers
 import numpy as np
 import torch
 import xarray as xr
@@ -28,10 +30,12 @@ from ..models.pipelines import (
     DEVICES,
     DTYPES,
     EMBEDDED,
+    HUB,
     default_dtype,
     dose_of,
     in_embedded_world,
     load_pipeline,
+    model_index,
     model_source,
     pick_device,
 )
@@ -43,8 +47,15 @@ from .store import FORMAT
 
 
 def guidance_of(model: str) -> float:
-    """The usual guidance scale of a model: the paper's 7.5, but 3 in the embedded world, where that oversaturates."""
-    return 3.0 if in_embedded_world(model) else 7.5
+    """The usual guidance scale of a model: of Stable Diffusion the paper's 7.5, of other models their pipeline's own (1
+    where it has none), but 3 in the embedded world, where 7.5 oversaturates."""
+    if in_embedded_world(model):
+        return 3.0
+    kind = "StableDiffusionPipeline" if model in HUB else str(model_index(model).get("_class_name"))
+    own = signature(getattr(diffusers, kind, guidance_of).__call__).parameters.get("guidance_scale")
+    if own is None or kind in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
+        return 7.5
+    return own.default or 1.0
 
 
 def runs_folder() -> Path:

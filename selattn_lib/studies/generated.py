@@ -14,8 +14,9 @@ from tqdm import tqdm
 from ..attention.capture import capture
 from ..attention.scaling import scaled_heads
 from ..concepts import check_concept
+from ..models.families import find_family
 from ..models.heads import cross_attention_heads
-from ..models.pipelines import EMBEDDED, in_embedded_world, model_source, pick_device, unet_layout
+from ..models.pipelines import EMBEDDED, in_embedded_world, model_source, network_layout, pick_device
 from ..models.segmenters import MEANINGS, Segmenter, check_instances, check_segmenter, load_segmenter, looked_for
 from .base import ConceptStudy, HeadMapStudy, check_template, pixels_variable, stored_precision
 from .digests import folder_digest
@@ -129,7 +130,8 @@ class Study(GeneratedStudy, ConceptStudy):
     seeds : int
         Images of each word, 1 to 100,000, of seeds 0, 1 ... seeds - 1.
     steps, guidance
-        Of the sampling: 1 to 1000, and 1 or more; by default 50, and 7.5 (3 for the embedded model).
+        Of the sampling: 1 to 1000, and 1 or more; by default 50, and the guidance of the paper, 7.5, for
+        Stable Diffusion, 3 for the embedded model, their pipelines' own for others.
     segmenter : str
         As for `load_segmenter`; by default the embedded one for the embedded model, else Grounded-SAM.
     instances : str
@@ -195,7 +197,7 @@ class WeakenedStudy(Study):
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
-        n_heads = len(cross_attention_heads(unet_layout(self.model)))
+        n_heads = len(cross_attention_heads(network_layout(self.model)))
         if wrong := [head for head in self.weakened if not 0 <= head < n_heads]:
             raise ValueError(f"heads {wrong} do not exist: expected numbers from 0 to {n_heads - 1}")
         return self
@@ -346,4 +348,6 @@ def generate(
     """
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     settings = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": output_type}
+    if len(generators) > 1 and guidance > 1 and not find_family(pipe)[0].batched:
+        raise ValueError(f"{type(pipe).__name__} draws one picture at a time under guidance: expected a batch of 1")
     return pipe(list(prompts), generator=generators, **settings).images

@@ -4,7 +4,7 @@ import ast
 from typing import Any
 
 from ..models.heads import cross_attention_heads
-from ..models.pipelines import unet_layout
+from ..models.pipelines import network_layout
 
 EXPECTED = {
     str: "texts, such as ['bear', 'cat']",
@@ -93,7 +93,7 @@ def check_selection(heads: Any, thresholds: Any, model: str, *, several: bool = 
     ([20, 30], [0.4])
     """
     counts, values = read_list("heads", heads, int, least=1), read_list("thresholds", thresholds, float, least=1)
-    n_heads = len(cross_attention_heads(unet_layout(model)))
+    n_heads = len(cross_attention_heads(network_layout(model)))
     if not all(1 <= count <= n_heads for count in counts):
         raise ValueError(f"heads={heads!r}: expected whole numbers from 1 to {n_heads}, the heads of {model}")
     if len(counts) > 1 and not several:

@@ -13,7 +13,7 @@ from ..attention.scoring import score_heads
 from ..concepts import read_lines
 from ..maps.relevance import HeadRelevance, load_hrv
 from ..models.heads import cross_attention_heads
-from ..models.pipelines import EMBEDDED, in_embedded_world, unet_layout
+from ..models.pipelines import EMBEDDED, in_embedded_world, network_layout
 from .base import StudyBase
 from .generated import generate
 from .results import head_relevance
@@ -37,8 +37,9 @@ class RelevanceStudy(StudyBase):
     seed : int
         Of that order, and of the words drawn for each concept.
     start_token : bool
-        Leave the start token inside the softmax, as the published implementation and `selattn reproduce` do; the
-        shipped head relevance of the embedded model was counted without.
+        Leave the start token inside the softmax, where the model puts one before a word (see `score_heads`), as the
+        published implementation and `selattn reproduce` do; the shipped head relevance of the embedded model was
+        counted without.
     **settings
         model, revision, dtype, batch, steps and guidance, as of `Study`.
 
@@ -89,7 +90,8 @@ class RelevanceStudy(StudyBase):
         every = self.prompts()
         prompts = [every[number] for number in units]
         concepts = {concept: list(words) for concept, words in self.concepts.items()}
-        with score_heads(self.pipe, concepts, seed=self.seed, units=units, start_token=self.start_token) as votes:
+        start_token = None if self.start_token else False
+        with score_heads(self.pipe, concepts, seed=self.seed, units=units, start_token=start_token) as votes:
             generate(self.pipe, prompts, units, steps=self.steps, guidance=self.guidance, output_type="latent")
         return votes.counts().drop_vars("image").astype("uint16").to_dataset(name="counts")
 
@@ -130,7 +132,7 @@ def relevance_for(model: str, hrv: str | Path = "", **settings: Any) -> HeadRele
     """
     if not hrv:
         return RelevanceStudy(model=model, **settings).run()
-    relevance, heads = load_hrv(str(hrv)), cross_attention_heads(unet_layout(model)).names
+    relevance, heads = load_hrv(str(hrv)), cross_attention_heads(network_layout(model)).names
     if (names := relevance.scores["head"].values.tolist()) != heads:
         raise ValueError(
             f"hrv={str(hrv)!r} is about {len(names)} heads, {names[0]!r} to {names[-1]!r}; {model} has {len(heads)}, "

@@ -40,9 +40,9 @@ if __name__ == "__main__":
 FLOPS = """
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from selattn_lib.models.pipelines import unet_layout
+from selattn_lib.models.pipelines import network_layout
 
-unet = unet_layout("sd14")
+unet = network_layout("sd14")
 with FlopCounterMode(display=False) as counter, torch.device("meta"), torch.no_grad():
     unet(torch.zeros(2, 4, 64, 64), torch.zeros(2), torch.zeros(2, 77, 768))
 print(counter.get_total_flops())

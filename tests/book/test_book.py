@@ -10,8 +10,8 @@ from types import ModuleType, SimpleNamespace
 import plotly.offline
 import pytest
 import yaml
-from docutils import nodes
 from bs4 import BeautifulSoup
+from docutils import nodes
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "selattn_lib"

@@ -23,7 +23,7 @@ from selattn_lib.emoji.recipe.control import (
 from selattn_lib.emoji.scenes import AMBIGUOUS
 from selattn_lib.emoji.segmenter import CONCEPTS
 from selattn_lib.models.heads import cross_attention_heads
-from selattn_lib.models.pipelines import load_pipeline, unet_layout
+from selattn_lib.models.pipelines import load_pipeline, network_layout
 
 RATES = {"to_q": 1.0, "to_k": 1.0, "to_v": 0.1, "to_out.0": 0.1}
 
@@ -47,7 +47,7 @@ def test_a_head_should_attend_to_its_own_meaning_of_a_word_and_not_to_the_other(
 
 
 def test_heads_are_dealt_over_the_two_finest_grids() -> None:
-    unet = unet_layout("emoji-sd")
+    unet = network_layout("emoji-sd")
     planted = plant(unet, CONCEPTS, seed=1)
     strides = {layer.first + h: layer.stride for layer in cross_attention_heads(unet) for h in range(layer.n_heads)}
     assert list(planted) == CONCEPTS

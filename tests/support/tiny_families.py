@@ -1,6 +1,6 @@
 """Tiny pipelines with random weights, of the true classes and layouts of every family of models."""
 
-from string import ascii_letters
+from string import ascii_letters, ascii_lowercase
 from types import SimpleNamespace
 
 import torch
@@ -224,7 +224,8 @@ def _pixart(kind):
     )
 
 
-def build_sana() -> SanaPipeline:
+def build_sana(levels: int = 4) -> SanaPipeline:
+    """Of so many levels is the autoencoder."""
     torch.manual_seed(0)
     tokenizer = _gemma_tokenizer()
     return _ready(
@@ -244,14 +245,14 @@ def build_sana() -> SanaPipeline:
             vae=AutoencoderDC(
                 latent_channels=4,
                 attention_head_dim=2,
-                encoder_block_types=("ResBlock",) * 4,
-                decoder_block_types=("ResBlock",) * 4,
-                encoder_block_out_channels=(8,) * 4,
-                decoder_block_out_channels=(8,) * 4,
-                encoder_layers_per_block=(1,) * 4,
-                decoder_layers_per_block=(1,) * 4,
-                encoder_qkv_multiscales=((),) * 4,
-                decoder_qkv_multiscales=((),) * 4,
+                encoder_block_types=("ResBlock",) * levels,
+                decoder_block_types=("ResBlock",) * levels,
+                encoder_block_out_channels=(8,) * levels,
+                decoder_block_out_channels=(8,) * levels,
+                encoder_layers_per_block=(1,) * levels,
+                decoder_layers_per_block=(1,) * levels,
+                encoder_qkv_multiscales=((),) * levels,
+                decoder_qkv_multiscales=((),) * levels,
                 decoder_norm_types="rms_norm",
                 decoder_act_fns="silu",
                 upsample_block_type="interpolate",
@@ -596,7 +597,7 @@ def _vae(channels: int) -> AutoencoderKL:
 
 
 def _clip_tokenizer():
-    return word_tokenizer(WORDS)
+    return word_tokenizer(WORDS, characters=ascii_lowercase + "-'")
 
 
 def _clip(kind: type, width: int):
@@ -621,7 +622,7 @@ def _t5_tokenizer() -> T5Tokenizer:
     """One token for each word; other words fall into letters."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     words = [(f"\u2581{word}", -1.0) for word in WORDS]
-    letters = [(letter, -5.0) for letter in 'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ\u2581,."-#']
+    letters = [(letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ\u2581,.\"-#'"]
     taken = {word for word, _ in words}
     vocabulary = special + words + [(letter, score) for letter, score in letters if letter not in taken]
     return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=512)

@@ -492,7 +492,10 @@ def test_diagnosis_needs_two_or_three_concepts(results, rankings):
 def test_explorers_of_two_models_share_their_settings(monkeypatch, results, rankings):
     """The browser links every control of the one to its like in the other, and the menu to what is shown."""
     turned = {concept: order[::-1] for concept, order in rankings.items()}
-    each = {"natural": AggregationExplorer(results, rankings, k=3), "planted": AggregationExplorer(results, turned, k=3)}
+    each = {
+        "natural": AggregationExplorer(results, rankings, k=3),
+        "planted": AggregationExplorer(results, turned, k=3),
+    }
     links = []
     monkeypatch.setattr("ipywidgets.jslink", lambda source, target: links.append((source, target)))
     switch = ExplorerSwitch(each)

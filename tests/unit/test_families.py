@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from unittest import mock
 
@@ -13,17 +14,19 @@ import pytest
 import tiny_families
 import torch
 import torch.nn.functional as F
-from diffusers import WanTransformer3DModel
+from diffusers import PixArtTransformer2DModel, PRXTransformer2DModel, SanaTransformer2DModel, WanTransformer3DModel
 from tiny_families import CLIP_TOKENS
 from tiny_sd import build_pipeline as build_sd1
 from tiny_sd import generate
 
 from selattn_lib.attention.capture import capture
-from selattn_lib.attention.scoring import score_heads
+from selattn_lib.attention.scoring import RelevanceCounter, score_heads
 from selattn_lib.models import supported
+from selattn_lib.models.families import FAMILIES as FAMILY_CLASSES
 from selattn_lib.models.families import find_family
 from selattn_lib.models.heads import cross_attention_heads
-from selattn_lib.models.pipelines import unet_layout
+from selattn_lib.models.pipelines import network_layout
+from selattn_lib.models.supported import supported_models
 from selattn_lib.models.tokens import Tokens, find_word
 from selattn_lib.publishing.reproduce import time_call
 from selattn_lib.studies.relevance import RelevanceStudy, relevance_for
@@ -372,8 +375,8 @@ def test_sdxl_scores_heads_by_words_as_its_encoders_read_them():
     torch.testing.assert_close(votes.tokens(votes.text), torch.cat([states[0, :1], *semantic]), atol=1e-5, rtol=0)
 
 
-# Where a word's tokens are in what the model reads of the word alone.
-ALONE = {"pixart": [0], "sana": [1], "hunyuan": [1, 77]}
+# Where a word's tokens begin in what the model reads of the word alone. In PRX's, "bear" and "oak" are letters then.
+ALONE = {"pixart": [0], "sana": [1], "hunyuan": [1, 77], "prx": [-4], "prx_pixel": [0]}
 
 
 @contextmanager
@@ -398,7 +401,7 @@ def queries_and_keys(pipe):
 
 
 @pytest.mark.parametrize("name", ALONE)
-def test_cross_attention_transformers_vote_by_the_keys_that_they_make_of_words(name):
+def test_transformers_whose_text_stays_vote_by_the_keys_that_they_make_of_words(name):
     """Eq. 3 from the model's own queries, and the keys that it makes of each word as a prompt."""
     pipe, words = build(name), {"Animals": "bear", "Things": "oak tree"}
     concepts = {concept: [word] for concept, word in words.items()}
@@ -407,14 +410,15 @@ def test_cross_attention_transformers_vote_by_the_keys_that_they_make_of_words(n
     assert np.array_equal(captured, draw(name, PROMPTS[0]))
     keys = []
     for n_tokens, word in enumerate(words.values(), start=1):
-        places = [place + i for place in ALONE[name] for i in range(n_tokens)]
+        places = [place + i for place in ALONE[name] for i in range(4 if name == "prx" else n_tokens)]
         with queries_and_keys(pipe) as alone:
             draw(name, word, steps=1)
-        keys.append([calls[0][1][1][:, places] for calls in alone])  # (head, token, channel) of each layer
+        text = slice(-PIXELS) if FAMILIES[name].text_at == -1 else slice(None)
+        keys.append([calls[0][1][-1][:, text][:, places] for calls in alone])  # (head, token, channel) of each layer
     expected = np.zeros((2, len(votes.heads)), int)
     for layer, calls, *by_word in zip(votes.heads, drawn, *keys, strict=True):
         for query, _ in calls:
-            logits = query[1] @ torch.cat(by_word, dim=1).transpose(1, 2) * query.shape[-1] ** -0.5
+            logits = query[-1] @ torch.cat(by_word, dim=1).transpose(1, 2) * query.shape[-1] ** -0.5
             first, second = logits.softmax(-1).mean(1).split([key.shape[1] for key in by_word], dim=-1)
             winner = (second.mean(-1) > first.mean(-1)).int().numpy()
             expected[winner, layer.first + np.arange(layer.n_heads)] += 1
@@ -440,15 +444,126 @@ def test_studies_measure_and_take_the_head_relevance_of_a_transformer(tmp_path, 
     relevance.save(tmp_path / "hrv.npz")
     taken = relevance_for(model, tmp_path / "hrv.npz")
     np.testing.assert_allclose(taken.scores, relevance.scores)
-    seconds, memory = time_call(unet_layout(model), "cpu", "fp32", 1)
+    seconds, memory = time_call(network_layout(model), "cpu", "fp32", 1)
     assert seconds > 0 and memory == sum(weight.nbytes for weight in pipe.transformer.parameters())
-    with pytest.raises(ValueError, match="FluxTransformer2DModel cannot be scored"):
-        time_call(build("flux").transformer, "cpu", "fp32", 1)
 
 
-@pytest.mark.parametrize("name", ["sd35", "flux", "zimage"])
-def test_joint_attention_cannot_be_scored(name):
-    with pytest.raises(ValueError, match="Expected: Stable Diffusion 1.x, .*, Kolors, PixArt"):
+# Where a word's tokens begin in what the model reads of it alone, where words are carried from block to block.
+CARRIED = {
+    **dict.fromkeys(("sd3", "sd35"), [1, CLIP_TOKENS]),
+    **dict.fromkeys(("flux", "chroma", "qwen"), [0]),
+    **{"klein": [6], "flux2": [162]},
+}
+
+
+@contextmanager
+def calls_of(modules):
+    """Yield, for each module, the keyword arguments of its calls."""
+    kept = [[] for _ in modules]
+    see = [lambda _, args, kwargs, i=i: kept[i].append(dict(kwargs)) for i in range(len(modules))]
+    hooks = [each.register_forward_pre_hook(s, with_kwargs=True) for each, s in zip(modules, see, strict=True)]
+    try:
+        yield kept
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@cache
+@torch.no_grad()
+def word_by_itself(name, word):
+    """(1, token, channel) of a word as the first block gets it, and where its tokens are in the text."""
+    pipe = build(name)
+    tokenizers = [text.tokenizer for text in find_family(pipe)[0].texts(pipe)]
+    lengths = [len(tokenizer(word, add_special_tokens=False).input_ids) for tokenizer in tokenizers]
+    places = [first + i for first, n in zip(CARRIED[name], lengths, strict=True) for i in range(n)]
+    longest = {"max_sequence_length": 256 if name.startswith("sd3") else 512}  # as the pipelines have it by default
+    with calls_of([network_of(pipe)]) as [calls]:
+        draw(name, word, steps=1, **FAMILIES[name].alone | longest)
+    states = calls[0]["encoder_hidden_states"]
+    if name == "qwen":
+        states = network_of(pipe).txt_in(network_of(pipe).txt_norm(states))
+    else:
+        states = network_of(pipe).context_embedder(states)
+    return states[-1:, places], places
+
+
+@torch.no_grad()
+def recount(name, blocks, concepts, unit, row):
+    """Shares of attention (call, head, concept) in one image: at each block, the words stand where the prompt stood,
+    beside the picture's own image, and the model's own block makes of both what it does. `blocks`: the arguments of
+    each block's calls."""
+    pipe, shares = build(name), []
+    modules = [network_of(pipe).get_submodule(layer.name.rpartition(".")[0]) for layer in cross_attention_heads(pipe)]
+    lengths = [len(words) for words in concepts.values()]
+    for call in range(len(blocks[0])):
+        drawn = np.random.default_rng([5, unit, call]).integers(lengths, size=(1, len(concepts)))[0]
+        alone = [word_by_itself(name, words[i]) for words, i in zip(concepts.values(), drawn, strict=True)]
+        words, sizes = torch.cat([states for states, _ in alone], dim=1), [len(places) for _, places in alone]
+        places, by_layer = [place for _, each in alone for place in each], []
+        for module, calls in zip(modules, blocks, strict=True):
+            given = {n: v[row : row + 1] if torch.is_tensor(v) else v for n, v in calls[call].items()}
+            given |= {n: None for n in given if n in ("attention_mask", "encoder_hidden_states_mask")}
+            if name == "qwen":
+                given["image_rotary_emb"] = given["image_rotary_emb"][0], given["image_rotary_emb"][1][places]
+            elif "image_rotary_emb" in given:
+                rope = given["image_rotary_emb"]
+                given["image_rotary_emb"] = tuple(torch.cat([x[places], x[-PIXELS:]]) for x in rope)
+            if given.get("encoder_hidden_states") is not None:
+                given["encoder_hidden_states"] = words
+            else:
+                given["hidden_states"] = torch.cat([words, given["hidden_states"][:, -PIXELS:]], dim=1)
+            with mock.patch.object(F, "scaled_dot_product_attention", wraps=F.scaled_dot_product_attention) as attend:
+                made = module(**given)
+            words = made[0] if isinstance(made, tuple) else made[:, : len(places)]
+            args, by_name = attend.call_args_list[0]
+            query, key = args[:2] or (by_name["query"], by_name["key"])
+            first = FAMILIES[name].text_at == -1  # whether the text is
+            query = query[0, :, -PIXELS:] if first else query[0, :, :PIXELS]
+            key = key[0, :, : len(places)] if first else key[0, :, PIXELS:]
+            attended = (query @ key.transpose(1, 2) * query.shape[-1] ** -0.5).softmax(-1).mean(1)
+            by_layer.append(torch.stack([x.mean(-1) for x in attended.split(sizes, dim=-1)], dim=-1))
+        shares.append(torch.cat(by_layer))
+    return torch.stack(shares)
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_words_pass_through_the_models_own_blocks_unseen(name):
+    """Two prompts under guidance, each picture with words of its own; maps and picture as without."""
+    pipe, case = build(name), FAMILIES[name]
+    concepts = {"Animals": ["bear", "lampcat"], "Things": ["desk", "oak tree"], "Colours": ["blue"]}
+    with capture(pipe, ["bear"]) as plain_maps:
+        plain = draw(name, **case.guided)
+    modules = [network_of(pipe).get_submodule(layer.name.rpartition(".")[0]) for layer in cross_attention_heads(pipe)]
+    hooks, shares, vote = count_all_hooks(pipe), [], RelevanceCounter._vote
+
+    def see(counter):
+        if counter._attended is not None:
+            shares.append((counter._attended * counter._share) @ counter._columns_to_concepts)
+        vote(counter)
+
+    with (
+        calls_of(modules) as blocks,
+        capture(pipe, ["bear"]) as maps,
+        mock.patch.object(RelevanceCounter, "_vote", see),
+    ):
+        with score_heads(pipe, concepts, seed=5, units=[7, 2]) as votes:
+            assert np.array_equal(draw(name, **case.guided), plain)
+        counts = votes.counts()
+    assert count_all_hooks(pipe) == hooks
+    assert maps.head_maps().dataset.equals(plain_maps.head_maps().dataset)
+    blocks = [calls[::2] for calls in blocks] if case.negative == "apart" else blocks
+    first = 2 if case.negative == "before" else 0
+    expected = torch.stack([recount(name, blocks, concepts, unit, first + i) for i, unit in enumerate((7, 2))])
+    np.testing.assert_allclose(torch.stack(shares, dim=1), expected, atol=1e-5)
+    winners = F.one_hot(expected.argmax(-1), len(concepts)).sum(1).transpose(1, 2)
+    np.testing.assert_array_equal(counts, winners)
+    assert (counts.sum("concept") == 2).all() and (counts.sum(["image", "head"]) > 0).all()
+
+
+@pytest.mark.parametrize("name", ["zimage"])
+def test_other_joint_attention_cannot_be_scored(name):
+    with pytest.raises(ValueError, match="cannot be scored: its .* Expected: Stable Diffusion 1.x, .*consensus"):
         with score_heads(build(name), CONCEPTS):
             pass
 
@@ -513,6 +628,26 @@ def test_the_table_of_supported_models_and_the_books_say_what_is_so():
         relevance = "yes" if row.relevance else "no"
         cells = (model, f"`{row.pipeline}`", row.captured, heads, relevance, row.selection)
         assert f"| {' | '.join(cells)} |" in page
+
+
+def test_heads_are_counted_on_the_defaults_of_the_classes_or_on_a_checkpoint_that_the_page_names():
+    """What diffusers' source does not carry is written by hand, and says of which files."""
+    page, by_hand = (Path(__file__).parents[2] / "book" / "performance.md").read_text(), []
+    for family in FAMILY_CLASSES:
+        for name, model in family.models.items():
+            assert bool(model.config) == bool(model.checkpoint), name
+            if model.config:
+                by_hand.append(name)
+                assert model.checkpoint in page
+    assert by_hand == [*("Stable Diffusion 2.x", "Stable Diffusion XL", "Kolors", "Hunyuan-DiT"),
+                       *("Stable Diffusion 3", "Stable Diffusion 3.5 large")]  # fmt: skip
+    heads = supported_models().set_index("model").heads
+    default = {kind: {k: p.default for k, p in signature(kind).parameters.items()} for kind in
+               (PixArtTransformer2DModel, PRXTransformer2DModel, SanaTransformer2DModel)}  # fmt: skip
+    pixart, prx, sana = default.values()
+    assert heads["PixArt-Sigma"] == pixart["num_layers"] * pixart["num_attention_heads"]
+    assert heads["PRX"] == prx["depth"] * prx["num_heads"]
+    assert heads["SANA"] == sana["num_layers"] * sana["num_cross_attention_heads"]
 
 
 def test_what_is_refused_by_name_is_refused():

@@ -23,7 +23,7 @@ from selattn_lib.emoji.scenes import HELD_OUT, compose
 from selattn_lib.maps.relevance import load_hrv
 from selattn_lib.models import pipelines
 from selattn_lib.models.heads import cross_attention_heads
-from selattn_lib.models.pipelines import default_dtype, load_pipeline, model_source, pick_device, unet_layout
+from selattn_lib.models.pipelines import default_dtype, load_pipeline, model_source, network_layout, pick_device
 from selattn_lib.models.segmenters import load_segmenter
 from selattn_lib.studies.generated import Study, generate
 
@@ -161,14 +161,14 @@ def test_the_layout_of_a_unet_is_known_without_its_weights(tiny_pipe: StableDiff
     tiny_pipe.save_pretrained(tmp_path)
     for weights in tmp_path.glob("*/*.safetensors"):
         weights.unlink()
-    assert cross_attention_heads(unet_layout(tmp_path)) == cross_attention_heads(tiny_pipe)
-    assert cross_attention_heads(unet_layout("sd14")) == cross_attention_heads(unet_layout("emoji-sd"))
+    assert cross_attention_heads(network_layout(tmp_path)) == cross_attention_heads(tiny_pipe)
+    assert cross_attention_heads(network_layout("sd14")) == cross_attention_heads(network_layout("emoji-sd"))
 
 
 def test_a_model_of_no_known_family_has_no_layout(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"transformer": ["diffusers", "DiTTransformer2DModel"]}')
     with pytest.raises(ValueError, match="expected a pipeline of a UNet2DConditionModel, PixArtTransformer2DModel"):
-        unet_layout(tmp_path)
+        network_layout(tmp_path)
     assert default_dtype(tmp_path, "cuda:1") == "bf16" and default_dtype(tmp_path, "mps") == "fp32"
     assert default_dtype("emoji-sd", "cuda") == "fp16"
 

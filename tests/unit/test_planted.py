@@ -14,7 +14,7 @@ from selattn_lib.emoji.segmenter import CONCEPTS
 from selattn_lib.explorers.workbench import Workbench
 from selattn_lib.maps.relevance import load_hrv
 from selattn_lib.models.heads import cross_attention_heads
-from selattn_lib.models.pipelines import at_dose, dose_of, is_embedded, load_pipeline, model_source, unet_layout
+from selattn_lib.models.pipelines import at_dose, dose_of, is_embedded, load_pipeline, model_source, network_layout
 from selattn_lib.publishing import notebooks
 from selattn_lib.studies.base import concepts_of, guidance_of
 from selattn_lib.studies.experiment import run_benchmarks
@@ -32,7 +32,7 @@ def test_what_ships_is_small_and_safe() -> None:
 
 
 def test_the_planted_heads_are_four_a_concept_on_the_two_finest_grids() -> None:
-    planted, layers = planted_heads(), cross_attention_heads(unet_layout("emoji-control"))
+    planted, layers = planted_heads(), cross_attention_heads(network_layout("emoji-control"))
     strides = {layer.first + h: layer.stride for layer in layers for h in range(layer.n_heads)}
     assert list(planted) == CONCEPTS and set(planted) <= set(load_hrv("emoji-control").scores["concept"].values)
     assert all(sorted(strides[head] for head in heads) == [1, 1, 2, 2] for heads in planted.values())

@@ -11,7 +11,7 @@ from narrow_sd import save_models
 from tiny_families import build_sdxl
 
 from selattn_lib import cli
-from selattn_lib.models.pipelines import unet_layout
+from selattn_lib.models.pipelines import network_layout
 from selattn_lib.publishing.reproduce import Reproduction, time_call
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def test_a_dry_run_says_what_the_paper_takes_and_leaves_no_trace(
     assert said["device"] == "cpu, fp32, 10 images at a time"
     assert said["relevance"] == (
         "of 34 concepts, counted on 2,100 images of 1,000 class names, repeated in place of free prompts; "
-        "the start token is inside the softmax, as published"
+        "the start token, where a model has one, is inside the softmax, as published"
     )
     assert said["masks"] == "by grounded-sam"
     assert said["images"].startswith("2,213 of 50 steps; 0 of them")
@@ -84,7 +84,7 @@ def test_the_papers_wording_and_free_prompts_are_options(
     said = plan(f"--model sd14 {terms}", capsys, monkeypatch)
     assert said["relevance"].endswith(
         "counted on 1,002 images of 1,000 class names and 2 free prompts; "
-        "the start token is outside the softmax, as the paper says"
+        "the start token, where a model has one, is outside the softmax, as the paper says"
     )
     published, worded = (Reproduction(model="sd14", start_token=inside) for inside in (True, False))
     assert published.relevance_study().start_token and published.parameters()["start_token"] is True
@@ -128,7 +128,7 @@ def test_a_call_is_timed_on_any_unet_and_says_when_it_does_not_fit(
 ) -> None:
     build_sdxl().save_pretrained(surroundings / "sdxl")
     for folder, dtype, size in (("model", "fp32", 4), ("sdxl", "bf16", 2)):
-        unet = unet_layout(surroundings / folder)
+        unet = network_layout(surroundings / folder)
         parameters = sum(weight.numel() for weight in unet.parameters())
         seconds, memory = time_call(unet, "cpu", dtype, 2)
         assert seconds > 0 and memory == size * parameters
@@ -138,7 +138,7 @@ def test_a_call_is_timed_on_any_unet_and_says_when_it_does_not_fit(
 
     monkeypatch.setattr("selattn_lib.publishing.reproduce.torch.zeros", full)
     with pytest.raises(MemoryError, match="a UNet call on 8 images in fp32 does not fit.*: try a smaller --batch"):
-        time_call(unet_layout(surroundings / "model"), "cpu", "fp32", 8)
+        time_call(network_layout(surroundings / "model"), "cpu", "fp32", 8)
 
 
 def test_the_published_form_of_head_relevance_is_taken(

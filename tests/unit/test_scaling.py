@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tiny_families
 import torch
 from tiny_families import build_flux
 from tiny_sd import count_hooks, generate
@@ -113,6 +114,24 @@ def test_what_cannot_be_scaled(tiny_pipe, heads, scale, said):
         pass
 
 
+@pytest.mark.parametrize("name", ["pixart", "sana", "hunyuan"])
+def test_heads_of_transformers_with_cross_attention(name):
+    """All that a head does, against the same change of its weights; its attention to words is a part of it."""
+    pipe = getattr(tiny_families, f"build_{name}")()
+    size = {"height": 64, "width": 96, "use_resolution_binning": False}
+    plain, [layer, *_] = generate(pipe, **size), cross_attention_heads(pipe)
+    with scaled_heads(pipe, [1], 1.0), scaled_heads(pipe, [1], 1.0, tokens="words"):
+        assert torch.equal(generate(pipe, **size), plain)
+    with scaled_heads(pipe, [1], 0.0, tokens="words"):
+        wordless = generate(pipe, **size)
+    with scaled_heads(pipe, [1], 0.0):
+        without = generate(pipe, **size)
+    projection = pipe.transformer.get_submodule(layer.name).to_out[0]
+    projection.weight.data[:, projection.in_features // layer.n_heads :] = 0
+    torch.testing.assert_close(without, generate(pipe, **size), rtol=1e-3, atol=1e-4)
+    assert len({picture.sum().item() for picture in (plain, wordless, without)}) == 3
+
+
 def test_models_without_cross_attention_are_refused():
-    with pytest.raises(ValueError, match="cannot be scaled"), scaled_heads(build_flux(), [0], 0):
+    with pytest.raises(ValueError, match="cannot be scaled: .* is one sum"), scaled_heads(build_flux(), [0], 0):
         pass

@@ -8,8 +8,9 @@ of `Family` in `cross` or in `joint`, add it to `FAMILIES`, and add a tiny model
 
 from typing import Any
 
+from .alone import through_block
 from .base import Call, Family, Model, Outputs, QueryKey, Sizes, Text, TextAttention, split_heads
-from .cross import HunyuanDiT, PixArt, Sana, UNet
+from .cross import CrossAttention, HunyuanDiT, PixArt, Sana, UNet
 from .joint import PRX, Chroma, Flux, Flux2, QwenImage, StableDiffusion3, ZImage
 
 FAMILIES: tuple[Family, ...] = (
@@ -25,6 +26,16 @@ REFUSED = {
     **dict.fromkeys(("LTXVideoTransformer3DModel", "MochiTransformer3DModel", "SanaVideoTransformer3DModel"), VIDEO),
     **dict.fromkeys(("NunchakuFluxTransformer2dModel", "NunchakuQwenImageTransformer2DModel"), HIDDEN),
 }
+
+
+def check_scored(family: Family, name: str) -> None:
+    """ValueError if the heads of a family's models, here of `name`, cannot be scored."""
+    if family.unscored:
+        scored = ", ".join(model for other in FAMILIES if not other.unscored for model in other.models)
+        raise ValueError(
+            f"The heads of {name} cannot be scored: {family.unscored}. Expected: {scored}; or head relevance from a "
+            "file, or heads chosen by number or by the agreement of their maps (`consensus`)."
+        )
 
 
 def find_family(pipe_or_network: Any) -> tuple[Family, Any]:

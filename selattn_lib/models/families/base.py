@@ -66,10 +66,11 @@ class Sizes:
 @dataclass(frozen=True)
 class Model:
     """A model that people use: its pipeline in diffusers, and how its network differs from the defaults of its class
-    (None: not known without its files)."""
+    (None: not known without its files), as the `config.json` of a checkpoint on the hub is said to have it."""
 
     pipeline: str
     config: dict[str, Any] | None = field(default_factory=dict)
+    checkpoint: str = ""
 
 
 class Family:
@@ -81,7 +82,10 @@ class Family:
     network: ClassVar[type]
     attention: ClassVar[tuple[Any, ...]] = (Attention,)  # of the layers
     blocks: ClassVar[tuple[str, ...]]  # in the order in which heads are numbered
-    scored: ClassVar[bool] = False  # whether a head attends to nothing but words, so that it can vote
+    unscored: ClassVar[str] = ""  # why heads cannot vote for words; empty: they can
+    carried: ClassVar[bool] = False  # whether words must go along through the blocks to be voted for
+    rows: ClassVar[int] = 2  # of a call that a picture takes, under guidance as the pipeline has it by default
+    batched: ClassVar[bool] = True  # whether the pipeline draws several pictures at a time under guidance
     masked: ClassVar[bool] = False  # whether the layers heed a mask
 
     def find(self, network: Any) -> Iterator[TextAttention]:
@@ -163,14 +167,33 @@ class Family:
 
     def example(self, network: Any, rows: int, zeros: Callable[..., torch.Tensor]) -> dict[str, Any]:
         """Arguments of zeros for a call of the network at its usual size, where heads can vote; `zeros(*shape)`."""
-        raise ValueError(
-            f"The heads of a {type(network).__name__} cannot be scored: they attend to image and text at once. "
-            "Expected: a model for which supported_models() says relevance."
-        )
+        raise NotImplementedError
 
     def keys(self, attention: Any, text: torch.Tensor) -> torch.Tensor:
-        """The keys (token, head * channel) that a layer makes of its text (token, channel), where heads can vote."""
+        """The keys (token, head * channel) that a layer makes of its text (token, channel), where the text is the same
+        in every block."""
         return attention.to_k.forward(text)
+
+    def words(
+        self, attention: Any, text: torch.Tensor, places: torch.Tensor, options: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values (row, head, token, channel) that a layer makes of words (row, token, channel), where
+        they are carried; `places` (row, token) are their positions in a text, `options` the arguments of the block."""
+        return self.unturned(attention, text)
+
+    def unturned(self, attention: Any, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`words`, without positions."""
+        joint = getattr(attention, "added_kv_proj_dim", None) is not None
+        names = ("add_q_proj", "add_k_proj", "add_v_proj") if joint else ("to_q", "to_k", "to_v")
+        query, key, value = (split_heads(getattr(attention, name).forward(text), attention.heads) for name in names)
+        norms = (attention.norm_added_q, attention.norm_added_k) if joint else (attention.norm_q, attention.norm_k)
+        query, key = (x if norm is None else norm.forward(x) for x, norm in zip((query, key), norms, strict=True))
+        return query, key, value
+
+    def put_out(self, attention: Any, attended: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """What a layer makes of words (row, token, channel), given what its heads do (row, token, head * channel)."""
+        joint = getattr(attention, "added_kv_proj_dim", None) is not None
+        return attention.to_add_out.forward(attended) if joint and not attention.context_pre_only else attended
 
 
 def split_heads(projected: torch.Tensor, n_heads: int) -> torch.Tensor:

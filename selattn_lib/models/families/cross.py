@@ -30,7 +30,7 @@ class CrossAttention(Family):
 
     captured = "cross-attention of every block"
     blocks: ClassVar[tuple[str, ...]] = ("cross",)
-    scored = masked = True
+    masked = True
 
     def find(self, network: Any) -> Iterator[TextAttention]:
         for i, block in enumerate(network.transformer_blocks):
@@ -65,10 +65,16 @@ class UNet(CrossAttention):
     models = {
         "Stable Diffusion 1.x": Model("StableDiffusionPipeline"),
         "Stable Diffusion 2.x": Model(
-            "StableDiffusionPipeline", {"attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
+            "StableDiffusionPipeline",
+            {"attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True},
+            "stabilityai/stable-diffusion-2-1",
         ),
-        "Stable Diffusion XL": Model("StableDiffusionXLPipeline", XL),
-        "Kolors": Model("KolorsPipeline", {**XL, "encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj"}),
+        "Stable Diffusion XL": Model("StableDiffusionXLPipeline", XL, "stabilityai/stable-diffusion-xl-base-1.0"),
+        "Kolors": Model(
+            "KolorsPipeline",
+            {**XL, "encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj"},
+            "Kwai-Kolors/Kolors-diffusers",
+        ),
     }
     captured = "cross-attention in down, mid and up blocks"
     part, network = "unet", UNet2DConditionModel
@@ -192,6 +198,7 @@ class HunyuanDiT(CrossAttention):
         "Hunyuan-DiT": Model(
             "HunyuanDiTPipeline",
             {"num_layers": 40, "patch_size": 2, "in_channels": 4, "sample_size": 128, "hidden_size": 1408},
+            "Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers",
         )
     }
     network = HunyuanDiT2DModel

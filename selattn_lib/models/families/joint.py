@@ -1,7 +1,8 @@
 """Models whose heads attend to image and text at once: one softmax over both."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from inspect import signature
 from typing import Any, ClassVar
 
 import torch
@@ -34,6 +35,8 @@ class JointAttention(Family):
 
     captured = IMAGE_AND_TEXT
     blocks: ClassVar[tuple[str, ...]] = ("joint",)
+    carried = True
+    embedder: ClassVar[tuple[str, ...]] = ("context_embedder",)  # the submodules that the text goes through first
 
     def find(self, network: Any) -> Iterator[TextAttention]:
         for i, block in enumerate(network.transformer_blocks):
@@ -41,6 +44,11 @@ class JointAttention(Family):
 
     def encode(self, pipe: Any, prompts: list[str], n_tokens: int) -> torch.Tensor | None:
         return own_encoding(pipe, prompts, n_tokens)
+
+    def project(self, network: Any, text: torch.Tensor) -> torch.Tensor:
+        for name in self.embedder:
+            text = getattr(network, name).forward(text)
+        return text
 
 
 class StableDiffusion3(JointAttention):
@@ -52,8 +60,16 @@ class StableDiffusion3(JointAttention):
     """
 
     models = {
-        "Stable Diffusion 3": Model("StableDiffusion3Pipeline", {"num_layers": 24, "num_attention_heads": 24}),
-        "Stable Diffusion 3.5 large": Model("StableDiffusion3Pipeline", {"num_layers": 38, "num_attention_heads": 38}),
+        "Stable Diffusion 3": Model(
+            "StableDiffusion3Pipeline",
+            {"num_layers": 24, "num_attention_heads": 24},
+            "stabilityai/stable-diffusion-3-medium-diffusers",
+        ),
+        "Stable Diffusion 3.5 large": Model(
+            "StableDiffusion3Pipeline",
+            {"num_layers": 38, "num_attention_heads": 38},
+            "stabilityai/stable-diffusion-3.5-large",
+        ),
     }
     network = SD3Transformer2DModel
 
@@ -64,7 +80,8 @@ class StableDiffusion3(JointAttention):
         ]
 
     def encode(self, pipe: Any, prompts: list[str], n_tokens: int) -> torch.Tensor | None:
-        return None
+        settings = {"prompt_2": None, "prompt_3": None, "max_sequence_length": n_tokens - pipe.tokenizer_max_length}
+        return own_encoding(pipe, prompts, n_tokens, **settings)
 
     def call(self, arguments: dict[str, Any]) -> Call:
         counts = arguments.get("skip_layers") is None
@@ -77,6 +94,15 @@ class StableDiffusion3(JointAttention):
         outputs = (seen[name] for name in self.watched(attention))
         query, image_key, text_key = (x if x.ndim == 4 else split_heads(x, attention.heads) for x in outputs)
         return query, torch.cat([text_key, image_key], dim=2)
+
+    def example(self, network: Any, rows: int, zeros: Callable[..., torch.Tensor]) -> dict[str, Any]:
+        config = network.config
+        return {
+            "hidden_states": zeros(rows, config.in_channels, config.sample_size, config.sample_size),
+            "encoder_hidden_states": zeros(rows, 77 + 256, config.joint_attention_dim),
+            "pooled_projections": zeros(rows, config.pooled_projection_dim),
+            "timestep": zeros(rows),
+        }
 
 
 class Flux(JointAttention):
@@ -92,7 +118,7 @@ class Flux(JointAttention):
     network = FluxTransformer2DModel
     attention: ClassVar[tuple[Any, ...]] = (FluxAttention,)
     blocks = ("double", "single")
-    masked = True
+    masked, rows = True, 1
 
     def find(self, network: Any) -> Iterator[TextAttention]:
         for i, block in enumerate(network.transformer_blocks):
@@ -104,7 +130,7 @@ class Flux(JointAttention):
         return [Text(pipe.tokenizer_2, pipe.text_encoder_2, None, "prompt_2")]
 
     def encode(self, pipe: Any, prompts: list[str], n_tokens: int) -> torch.Tensor | None:
-        return None
+        return None if pipe.text_encoder is None else own_encoding(pipe, prompts, n_tokens, prompt_2=None)
 
     def call(self, arguments: dict[str, Any]) -> Call:
         return Call(arguments["hidden_states"], [arguments["encoder_hidden_states"]], arguments["timestep"] * 1000)
@@ -133,12 +159,37 @@ class Flux(JointAttention):
             return mask
         return mask[..., sizes.tokens :, :]  # of every position
 
+    def words(
+        self, attention: Any, text: torch.Tensor, places: torch.Tensor, options: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        query, key, value = self.unturned(attention, text)
+        cos, sin = options["image_rotary_emb"]  # of the text first
+        query, key = (
+            torch.cat([apply_rotary_emb(row[None], (cos[at], sin[at])) for row, at in zip(x, places, strict=True)])
+            for x in (query, key)
+        )
+        return query, key, value
+
+    def example(self, network: Any, rows: int, zeros: Callable[..., torch.Tensor]) -> dict[str, Any]:
+        config, side = network.config, 64  # of 1024 x 1024 pixels, in patches
+        arguments: dict[str, Any] = {
+            "hidden_states": zeros(rows, side * side, config.in_channels),
+            "encoder_hidden_states": zeros(rows, 512, config.joint_attention_dim),
+            "pooled_projections": zeros(rows, config.get("pooled_projection_dim") or 0),
+            "timestep": zeros(rows),
+            "guidance": zeros(rows) if config.get("guidance_embeds") else None,
+            "img_ids": zeros(side * side, len(config.axes_dims_rope)),
+            "txt_ids": zeros(512, len(config.axes_dims_rope)),
+        }
+        arguments["img_ids"][-1, 1:3] = side - 1
+        return {name: arguments[name] for name in signature(network.forward).parameters if name in arguments}
+
 
 class Chroma(Flux):
     """Chroma: FLUX.1's layers without its pooled text; the padding of T5's tokens is masked."""
 
     models = {"Chroma": Model("ChromaPipeline")}
-    network = ChromaTransformer2DModel
+    network, rows = ChromaTransformer2DModel, 2
 
     def texts(self, pipe: Any) -> list[Text]:
         return [Text(pipe.tokenizer, pipe.text_encoder, None)]
@@ -191,6 +242,19 @@ class Flux2(Flux):
         joint = isinstance(attention, Flux2Attention)
         return output if joint else output[:, sizes.tokens :, : attention.inner_dim]
 
+    def unturned(self, attention: Any, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if isinstance(attention, Flux2Attention):
+            return super().unturned(attention, text)
+        fused = attention.to_qkv_mlp_proj.forward(text)[..., : 3 * attention.inner_dim]
+        query, key, value = (split_heads(x, attention.heads) for x in fused.chunk(3, dim=-1))
+        return attention.norm_q.forward(query), attention.norm_k.forward(key), value
+
+    def put_out(self, attention: Any, attended: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        if isinstance(attention, Flux2Attention):
+            return attention.to_add_out.forward(attended)
+        mlp = attention.to_qkv_mlp_proj.forward(text)[..., 3 * attention.inner_dim :]
+        return attention.to_out.forward(torch.cat([attended, attention.mlp_act_fn(mlp)], dim=-1))
+
 
 class QwenImage(JointAttention):
     """Qwen-Image: rotary positions; the text is that of Qwen2.5-VL from the prompt's first token on, its padding
@@ -198,7 +262,8 @@ class QwenImage(JointAttention):
 
     models = {"Qwen-Image": Model("QwenImagePipeline")}
     network = QwenImageTransformer2DModel
-    masked = True
+    masked, rows = True, 1
+    embedder = ("txt_norm", "txt_in")
 
     def texts(self, pipe: Any) -> list[Text]:
         def framed(prompt: str) -> list[int]:
@@ -228,6 +293,30 @@ class QwenImage(JointAttention):
         mask = options.get("encoder_hidden_states_mask")
         return None if mask is None else F.pad(mask, (0, sizes.pixels), value=True)
 
+    def words(
+        self, attention: Any, text: torch.Tensor, places: torch.Tensor, options: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        query, key, value = self.unturned(attention, text)
+        _, positions = options["image_rotary_emb"]
+        positions = positions[places].unsqueeze(1)  # (row, 1, token, channel / 2), complex
+        query, key = (
+            torch.view_as_real(torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * positions)
+            .flatten(3)
+            .to(x.dtype)
+            for x in (query, key)
+        )
+        return query, key, value
+
+    def example(self, network: Any, rows: int, zeros: Callable[..., torch.Tensor]) -> dict[str, Any]:
+        side = 64  # of 1024 x 1024 pixels, in patches
+        return {
+            "hidden_states": zeros(rows, side * side, network.config.in_channels),
+            "encoder_hidden_states": zeros(rows, 64, network.config.joint_attention_dim),
+            "encoder_hidden_states_mask": zeros(rows, 64).bool().logical_not(),
+            "timestep": zeros(rows),
+            "img_shapes": [[(1, side, side)]] * rows,
+        }
+
 
 class ZImage(JointAttention):
     """Z-Image: image and text as one sequence with rotary positions, each padded to a multiple of 32 that is attended
@@ -235,7 +324,8 @@ class ZImage(JointAttention):
 
     models = {"Z-Image": Model("ZImagePipeline")}
     network = ZImageTransformer2DModel
-    masked = True
+    masked, carried = True, False
+    unscored = "its text passes blocks of its own before it meets the image, padded, and words beside it would not"
 
     def find(self, network: Any) -> Iterator[TextAttention]:
         for i, block in enumerate(network.layers):
@@ -279,6 +369,11 @@ class ZImage(JointAttention):
     def used(self, attention: Any, output: torch.Tensor, sizes: Sizes) -> torch.Tensor:
         return output[:, : sizes.pixels]
 
+    def example(self, network: Any, rows: int, zeros: Callable[..., torch.Tensor]) -> dict[str, Any]:
+        pictures = [zeros(network.config.in_channels, 1, 128, 128) for _ in range(rows)]
+        texts = [zeros(64, network.config.cap_feat_dim) for _ in range(rows)]
+        return {"x": pictures, "t": zeros(rows), "cap_feats": texts}
+
     def _text_first(self, positions: torch.Tensor, sizes: Sizes, dim: int) -> torch.Tensor:
         image = -(-sizes.pixels // SEQ_MULTI_OF) * SEQ_MULTI_OF
         return positions.roll(-image, dims=dim)
@@ -290,7 +385,8 @@ class PRX(JointAttention):
     models = {"PRX": Model("PRXPipeline"), "PRX pixel": Model("PRXPixelPipeline", None)}
     network = PRXTransformer2DModel
     attention = (PRXAttention,)
-    masked = True
+    masked, carried, batched = True, False, False
+    embedder = ("txt_in",)
 
     def find(self, network: Any) -> Iterator[TextAttention]:
         for i, block in enumerate(network.blocks):
@@ -327,6 +423,18 @@ class PRX(JointAttention):
     def value(self, attention: Any, seen: Outputs, sizes: Sizes) -> torch.Tensor:
         values = (seen[name][..., -attention.inner_dim :] for name in self.projections(attention))
         return torch.cat([split_heads(value, attention.heads) for value in values], dim=2)
+
+    def keys(self, attention: Any, text: torch.Tensor) -> torch.Tensor:
+        keys = attention.txt_kv_proj.forward(text)[..., : attention.inner_dim].unflatten(-1, (attention.heads, -1))
+        return attention.norm_added_k.forward(keys).flatten(-2)
+
+    def example(self, network: Any, rows: int, zeros: Callable[..., torch.Tensor]) -> dict[str, Any]:
+        pixels = 1024 if network.config.in_channels == 3 else 64  # else latents of 512 x 512 pixels, 8 a side each
+        return {
+            "hidden_states": zeros(rows, network.config.in_channels, pixels, pixels),
+            "timestep": zeros(rows),
+            "encoder_hidden_states": zeros(rows, 256, network.config.context_in_dim),
+        }
 
 
 def _turn(tokenizer: Any, prompt: str, thinks: bool) -> list[int]:
