@@ -26,7 +26,6 @@ from selattn_lib.models.families import FAMILIES as FAMILY_CLASSES
 from selattn_lib.models.families import find_family
 from selattn_lib.models.heads import cross_attention_heads
 from selattn_lib.models.pipelines import network_layout
-from selattn_lib.models.supported import supported_models
 from selattn_lib.models.tokens import Tokens, find_word
 from selattn_lib.publishing.reproduce import time_call
 from selattn_lib.studies.relevance import RelevanceStudy, relevance_for
