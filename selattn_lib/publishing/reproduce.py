@@ -161,6 +161,8 @@ class Reproduction(ReproduceOptions):
             if not self.dry_run:
                 raise
             return f"not measured, and not to be run here: {error}", needed
+        except NotImplementedError:  # Qwen-Image's positions, which are no weights
+            return f"not measured: a {type(network).__name__} without its weights cannot be called", needed
         total = timedelta(seconds=round(calls * seconds / together))
         return (
             f"{total}, estimated: {calls:,} {part_of(network)} calls at {seconds / together:.3g} s an image, as just "

@@ -52,8 +52,8 @@ def guidance_of(model: str) -> float:
     if in_embedded_world(model):
         return 3.0
     kind = "StableDiffusionPipeline" if model in HUB else str(model_index(model).get("_class_name"))
-    pipeline = getattr(diffusers, kind, None)
-    own = signature(pipeline.__call__).parameters.get("guidance_scale") if pipeline else None
+    pipeline: Any = getattr(diffusers, kind, object)
+    own = signature(pipeline.__call__).parameters.get("guidance_scale")
     if own is None or kind in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
         return 7.5
     return own.default or 1.0
