@@ -6,6 +6,8 @@ import torch
 from .families import FAMILIES, REFUSED
 from .heads import cross_attention_heads
 
+DOES = ["maps", "per_head", "relevance", "selection", "video"]
+
 
 def supported_models() -> pd.DataFrame:
     """The models that `capture` knows, and those that it refuses by name.
@@ -15,8 +17,9 @@ def supported_models() -> pd.DataFrame:
     pandas.DataFrame
         One row a model: `model`; `pipeline` and `network`, its classes in diffusers; `captured`, what of it is, or why
         it is refused; `heads`, how many at its published size (missing where that is in its files only); `maps`,
-        whether there is a map for each head and word; `relevance`, whether heads can be scored (`score_heads`, Eq. 3);
-        `selection`, how heads are chosen for a map: "by relevance", "by number" or "".
+        whether there are maps of words, and `per_head`, whether each head has one; `relevance`, whether heads can be
+        scored (`score_heads`, Eq. 3); `selection`, how heads are chosen for a map: "by relevance", "by number" or "";
+        `video`, whether maps are (frame, y, x).
 
     Examples
     --------
@@ -33,7 +36,9 @@ def supported_models() -> pd.DataFrame:
                     heads = len(cross_attention_heads(family.network(**model.config)))
             selection = "by relevance" if family.scored else "by number"
             network = family.network.__name__
-            rows.append((name, model.pipeline, network, family.captured, heads, True, family.scored, selection))
-    rows += [(network, "", network, f"refused: {why}", None, False, False, "") for network, why in REFUSED.items()]
-    columns = ["model", "pipeline", "network", "captured", "heads", "maps", "relevance", "selection"]
+            does = True, True, family.scored, selection, family.video
+            rows.append((name, model.pipeline, network, family.captured, heads, *does))
+    does_not = False, False, False, "", False
+    rows += [(network, "", network, f"refused: {why}", None, *does_not) for network, why in REFUSED.items()]
+    columns = ["model", "pipeline", "network", "captured", "heads", *DOES]
     return pd.DataFrame(rows, columns=columns).astype({"heads": "Int64"})

@@ -57,7 +57,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many tokens of text, and how many pixels, a layer sees in a call."""
+    """How many tokens of text, and how many pixels (of all frames), a layer sees in a call."""
 
     tokens: int
     pixels: int
@@ -83,6 +83,7 @@ class Family:
     blocks: ClassVar[tuple[str, ...]]  # in the order in which heads are numbered
     scored: ClassVar[bool] = False  # whether a head attends to nothing but words, so that it can vote
     masked: ClassVar[bool] = False  # whether the layers heed a mask
+    video: ClassVar[bool] = False  # whether it draws clips
 
     def find(self, network: Any) -> Iterator[TextAttention]:
         """The layers, in the network's order within each block."""
@@ -122,6 +123,17 @@ class Family:
         """(height, width) of the latents in such a call; asked for once a generation."""
         height, width = call.sample.shape[-2:]
         return height, width
+
+    def scale(self, pipe: Any) -> int:
+        """How many pixels of a picture a side of a latent stands for."""
+        return pipe.vae_scale_factor_spatial if self.video else pipe.vae_scale_factor
+
+    def frames(self, pipe: Any, sample: torch.Tensor, n_pictures: int | None) -> tuple[int, ...]:
+        """How many pictures of a clip each frame of its maps covers, in order; () of what is no clip.
+
+        `n_pictures` is how many the pipeline was asked for, where that is known.
+        """
+        return ()
 
     def watched(self, attention: Any) -> tuple[str, ...]:
         """The submodules of a layer whose outputs `query_key` needs."""
