@@ -17,6 +17,7 @@ EXACT = {
     *("SanaAttnProcessor2_0", "HunyuanAttnProcessor2_0", "PAGHunyuanAttnProcessor2_0", "PAGCFGHunyuanAttnProcessor2_0"),
     *("Flux2AttnProcessor", "Flux2ParallelSelfAttnProcessor", "QwenDoubleStreamAttnProcessor2_0"),
     *("ZSingleStreamAttnProcessor", "PRXAttnProcessor2_0", "WanAttnProcessor", "CogVideoXAttnProcessor2_0"),
+    "HunyuanVideo15AttnProcessor2_0",
 }
 
 

@@ -11,6 +11,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLCogVideoX,
     AutoencoderKLFlux2,
+    AutoencoderKLHunyuanVideo15,
     AutoencoderKLQwenImage,
     AutoencoderKLWan,
     ChromaPipeline,
@@ -27,6 +28,8 @@ from diffusers import (
     FluxTransformer2DModel,
     HunyuanDiT2DModel,
     HunyuanDiTPipeline,
+    HunyuanVideo15Pipeline,
+    HunyuanVideo15Transformer3DModel,
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
@@ -47,6 +50,8 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
+from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5 import format_text_input
 from diffusers.pipelines.kolors import tokenizer as kolors_tokenizer
 from diffusers.pipelines.kolors.pipeline_kolors import KolorsPipeline
 from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
@@ -56,6 +61,7 @@ from transformers import (
     BertConfig,
     BertModel,
     BertTokenizer,
+    ByT5Tokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -66,6 +72,8 @@ from transformers import (
     Mistral3ForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLTextConfig,
+    Qwen2_5_VLTextModel,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -109,6 +117,7 @@ TINY = {
     "CogVideoX 2B": "cogvideo",
     "CogVideoX 5B": "cogvideo_turned",
     "CogVideoX 1.5 5B": "cogvideo15",
+    "HunyuanVideo 1.5": "hunyuan_video",
 }
 CLIP_TOKENS = 20
 SHARPER = ("to_q", "to_k", "add_k_proj", "norm_q", "norm_k", "norm_added_k", "txt_kv_proj", "img_qkv_proj")
@@ -661,6 +670,50 @@ def build_wan() -> WanPipeline:
             ),
         )
     )
+
+
+def build_hunyuan_video() -> HunyuanVideo15Pipeline:
+    torch.manual_seed(0)
+    tokenizer, glyphs = _qwen_tokenizer(), ByT5Tokenizer(extra_ids=0)
+    pipe = HunyuanVideo15Pipeline(
+        text_encoder=Qwen2_5_VLTextModel(
+            Qwen2_5_VLTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=40,
+                intermediate_size=32,
+                num_hidden_layers=3,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                rope_scaling={"type": "mrope", "mrope_section": [2, 4, 4], "rope_type": "default"},
+            )
+        ),
+        tokenizer=tokenizer,
+        transformer=HunyuanVideo15Transformer3DModel(
+            in_channels=9,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            num_layers=3,
+            num_refiner_layers=1,
+            text_embed_dim=40,
+            text_embed_2_dim=24,
+            image_embed_dim=8,
+            rope_axes_dim=(4, 6, 6),
+        ),
+        vae=AutoencoderKLHunyuanVideo15(latent_channels=4, block_out_channels=(8,) * 5, layers_per_block=1),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        text_encoder_2=T5EncoderModel(
+            T5Config(vocab_size=len(glyphs), d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+        ),
+        tokenizer_2=glyphs,
+        guider=ClassifierFreeGuidance(guidance_scale=3.0),
+    )
+    pipe.system_message = "a bear on the"
+    [chat] = format_text_input(["bear"], pipe.system_message)
+    before = tokenizer.apply_chat_template(chat, tokenize=False).partition("user\nbear")[0] + "user\n"
+    pipe.prompt_template_encode_start_idx = len(tokenizer(before).input_ids)
+    pipe.tokenizer_max_length, pipe.tokenizer_2_max_length, pipe.vision_num_semantic_tokens = 30, 14, 3
+    return _ready(pipe)
 
 
 def build_cogvideo() -> CogVideoXPipeline:

@@ -27,7 +27,8 @@ from selattn_lib.models.pipelines import check_draws_pictures, load_pipeline, un
 from selattn_lib.studies.relevance import RelevanceStudy
 from selattn_lib.studies.store import Store
 
-MODELS = ["wan", "cogvideo", "cogvideo_turned", "cogvideo15"]
+MODELS = ["wan", "cogvideo", "cogvideo_turned", "cogvideo15", "hunyuan_video"]
+APART = ["wan", "hunyuan_video"]  # call the network a second time with the negative prompts
 TOKENS = 12
 PROMPTS = ["photo of a bear", "a bear on the desk"]
 WHERE = [3, 1]  # of "bear" among T5's tokens
@@ -39,20 +40,24 @@ def draw(name, prompt=PROMPTS, steps=2, **settings):
     """Nine pictures a clip: latents of three frames."""
     batch = 1 if isinstance(prompt, str) else len(prompt)
     generators = [torch.Generator().manual_seed(i) for i in range(batch * settings.get("num_videos_per_prompt", 1))]
-    size = {"height": 64, "width": 96, "num_frames": 9, "max_sequence_length": TOKENS, "output_type": "latent"}
-    size |= {"num_inference_steps": steps} | settings
-    return build(name)(prompt, generator=generators, **size).frames
+    pipe, size = build(name), {"height": 64, "width": 96, "num_frames": 9, "output_type": "latent"}
+    if name == "hunyuan_video":
+        pipe.guider.guidance_scale = settings.pop("guidance_scale", 3.0)
+    else:
+        size["max_sequence_length"] = TOKENS
+    return pipe(prompt, generator=generators, num_inference_steps=steps, **size | settings).frames
 
 
 @contextmanager
 def handed_over(pipe):
-    """Yield, for each layer, the query and the key that the model itself hands to PyTorch's attention, in each call."""
+    """Yield, for each layer, the query, the key and the mask that the model itself hands to PyTorch's attention, in
+    each call."""
     layers, inside, hooks = list(cross_attention_heads(pipe)), [], []
     seen, real = [[] for _ in layers], F.scaled_dot_product_attention
 
     def spy(query, key, *args, **kwargs):
         if inside:
-            seen[inside[-1]].append((query, key))
+            seen[inside[-1]].append((query, key, kwargs.get("attn_mask")))
         return real(query, key, *args, **kwargs)
 
     for i, layer in enumerate(layers):
@@ -69,16 +74,20 @@ def handed_over(pipe):
 
 def assert_maps_equal(name, maps, seen, rows, places):
     """(clip, head, frame, y, x) is the mean over calls of the word's column of the softmax, in which CogVideoX has the
-    text first."""
+    text first, and HunyuanVideo last."""
     [found] = maps.head_maps().dataset.data_vars.values()
     assert found.dims == ("image", "word", "head_4x6", "frame", "y_4x6", "x_4x6")
-    text = 0 if name == "wan" else TOKENS
+    frames = found.sizes["frame"]
     for layer, calls in zip(maps.heads, seen, strict=True):
         for clip, (row, place) in enumerate(zip(rows, places, strict=True)):
             expected = 0
-            for query, key in calls:
-                logits = query[row, :, text:].double() @ key[row].double().transpose(1, 2) / query.shape[-1] ** 0.5
-                expected += logits.softmax(-1)[..., place].unflatten(1, (-1, 4, 6)).numpy() / len(calls)
+            for query, key, mask in calls:
+                logits = query[row].double() @ key[row].double().transpose(1, 2) / query.shape[-1] ** 0.5
+                logits = logits if mask is None else logits.masked_fill(~mask[row], -torch.inf)
+                first = 0 if name in APART else TOKENS
+                column = place + frames * FRAME * (name == "hunyuan_video")
+                drawn = logits.softmax(-1)[:, first : first + frames * FRAME, column]
+                expected += drawn.unflatten(1, (-1, 4, 6)).numpy() / len(calls)
             got = found.values[clip, 0, layer.first : layer.first + layer.n_heads]
             assert expected.std() > 1e-4
             np.testing.assert_allclose(got, expected, atol=1e-5)
@@ -86,16 +95,17 @@ def assert_maps_equal(name, maps, seen, rows, places):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_clips_under_guidance_equal_the_models_own_attention_and_change_nothing(name):
-    """Wan calls its network a second time with the negative prompts; CogVideoX has their rows before the prompts'."""
-    pipe, repeats = build(name), 2 if name == "wan" else 1  # CogVideoX draws one clip a prompt
+    """CogVideoX has the negative prompts' rows before the prompts'."""
+    pipe, repeats = build(name), 2 if name == "wan" else 1  # the others draw one clip a prompt
     settings = GUIDED | {"num_videos_per_prompt": repeats}
     plain = draw(name, **settings)
     with handed_over(pipe) as seen, capture(pipe, ["bear"]) as maps:
         captured = draw(name, **settings)
     assert torch.equal(plain, captured)
-    if name == "wan":
+    if name in APART:
         assert {len(calls) for calls in seen} == {4}
-        assert_maps_equal(name, maps, [calls[::2] for calls in seen], range(4), np.repeat(WHERE, 2))
+        rows = range(2 * repeats)
+        assert_maps_equal(name, maps, [calls[::2] for calls in seen], rows, np.repeat(WHERE, repeats))
     else:
         assert {len(calls) for calls in seen} == {2}
         assert_maps_equal(name, maps, seen, [2, 3], WHERE)
@@ -128,9 +138,13 @@ def test_every_layer_puts_out_what_its_captured_attention_makes(name, monkeypatc
 @pytest.mark.parametrize("name", MODELS)
 def test_prompts_of_embeddings_made_elsewhere_are_said(name):
     pipe = build(name)
-    embeddings, negative = pipe.encode_prompt(PROMPTS[0], max_sequence_length=TOKENS)
-    given = {"prompt_embeds": embeddings, "negative_prompt_embeds": negative}
-    with pytest.raises(ValueError, match=r"capture\(pipe, words, prompt=\.\.\.\)"), capture(pipe, "bear"):
+    if name == "hunyuan_video":
+        kinds = [f"{of}prompt_embeds{kind}" for of in ("", "negative_") for kind in ("", "_mask", "_2", "_mask_2")]
+        given = dict(zip(kinds, pipe.encode_prompt(PROMPTS[0]) + pipe.encode_prompt("a dog"), strict=True))
+    else:
+        embeddings, negative = pipe.encode_prompt(PROMPTS[0], max_sequence_length=TOKENS)
+        given = {"prompt_embeds": embeddings, "negative_prompt_embeds": negative}
+    with pytest.raises(ValueError, match="encoded elsewhere|embeddings made elsewhere"), capture(pipe, "bear"):
         pipe(height=64, width=96, num_frames=9, **given)
     with capture(pipe, "bear", prompt=PROMPTS[0]) as maps:
         pipe(height=64, width=96, num_frames=9, num_inference_steps=1, output_type="latent", **given)
@@ -139,7 +153,7 @@ def test_prompts_of_embeddings_made_elsewhere_are_said(name):
     assert maps.head_maps().n_images == 1
 
 
-@pytest.mark.parametrize("name", ["wan", "cogvideo", "cogvideo15"])
+@pytest.mark.parametrize("name", ["wan", "cogvideo", "cogvideo15", "hunyuan_video"])
 @pytest.mark.parametrize("n_pictures", [1, 8, 9, 13])
 def test_frames_cover_as_many_pictures_as_are_decoded(name, n_pictures):
     with capture(build(name), "bear") as maps:
@@ -198,12 +212,19 @@ def test_heads_of_wan_vote_by_the_keys_that_it_makes_of_words():
     expected = np.zeros((2, len(votes.heads)), int)
     for layer, calls, own in zip(votes.heads, drawn, alone, strict=True):
         words = torch.cat([own[0][1][0, :, :1], own[0][1][1, :, :2]], dim=1)  # "bear", then "oak" and "tree"
-        for query, _ in calls[::2]:  # each a call with the prompt and one with the negative prompt
+        for query, *_ in calls[::2]:  # each a call with the prompt and one with the negative prompt
             share = (query[0] @ words.transpose(1, 2) * query.shape[-1] ** -0.5).softmax(-1).mean(1)
             winner = (share[:, 1:].mean(-1) > share[:, 0]).int().numpy()
             expected[winner, layer.first + np.arange(layer.n_heads)] += 1
     np.testing.assert_array_equal(votes.counts()[0], expected)
     assert votes.relevance().scores.shape == (2, 6) and (expected.sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("given", [None, 'a bear with "cat" on the desk'])
+def test_what_hunyuan_video_reads_twice_is_refused_by_name(given):
+    pipe = build("hunyuan_video")
+    with pytest.raises(ValueError, match="a second time"), capture(pipe, "bear", prompt=given):
+        draw("hunyuan_video", 'a bear with "cat" on the desk', steps=1)
 
 
 def test_heads_of_cogvideox_are_not_scored():

@@ -11,20 +11,20 @@ from typing import Any
 from .base import Call, Family, Model, Outputs, QueryKey, Sizes, Text, TextAttention, split_heads
 from .cross import HunyuanDiT, PixArt, Sana, UNet
 from .joint import PRX, Chroma, Flux, Flux2, QwenImage, StableDiffusion3, ZImage
-from .video import CogVideoX, Wan
+from .video import CogVideoX, HunyuanVideo15, Wan
 
 FAMILIES: tuple[Family, ...] = (
     *(UNet(), PixArt(), Sana(), HunyuanDiT()),
     *(StableDiffusion3(), Flux(), Chroma(), Flux2(), QwenImage(), ZImage(), PRX()),
-    *(Wan(), CogVideoX()),
+    *(Wan(), CogVideoX(), HunyuanVideo15()),
 )
 
 # What is refused, and why: the class of the network -> reason.
-VIDEO = "it draws clips by a network that has no class here yet; of those that draw clips, Wan and CogVideoX have one"
+VIDEO = "it draws clips by a network that has no class here yet; of clips, Wan, CogVideoX and HunyuanVideo 1.5 have one"
 HIDDEN = "its kernels do projections and attention in one, so that queries and keys are never seen"
 REFUSED = {
-    **dict.fromkeys(("HunyuanVideoTransformer3DModel", "HunyuanVideo15Transformer3DModel"), VIDEO),
-    **dict.fromkeys(("LTXVideoTransformer3DModel", "MochiTransformer3DModel", "SanaVideoTransformer3DModel"), VIDEO),
+    **dict.fromkeys(("HunyuanVideoTransformer3DModel", "LTXVideoTransformer3DModel"), VIDEO),
+    **dict.fromkeys(("MochiTransformer3DModel", "SanaVideoTransformer3DModel"), VIDEO),
     **dict.fromkeys(("NunchakuFluxTransformer2dModel", "NunchakuQwenImageTransformer2DModel"), HIDDEN),
 }
 

@@ -133,7 +133,7 @@ class Family:
 
         `n_pictures` is how many the pipeline was asked for, where that is known.
         """
-        return ()
+        return (1, *[pipe.vae_scale_factor_temporal] * (sample.shape[2] - 1)) if self.video else ()
 
     def watched(self, attention: Any) -> tuple[str, ...]:
         """The submodules of a layer whose outputs `query_key` needs."""

@@ -8,13 +8,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel
+import torch.nn.functional as F
+from diffusers import CogVideoXTransformer3DModel, HunyuanVideo15Transformer3DModel, WanTransformer3DModel
+from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_wan import WanAttention
+from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5 import format_text_input
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from torch.nn.utils.rnn import pad_sequence
 
-from .base import Call, Model, Outputs, QueryKey, Sizes, Text, TextAttention, split_heads
+from .base import Call, Model, Outputs, QueryKey, Sizes, Text, TextAttention, own_encoding, split_heads
 from .cross import CrossAttention
 from .joint import JointAttention
+
+BY_FRAME = "the clip's rows and the text's columns of the joint softmax, frame by frame"
 
 
 class Wan(CrossAttention):
@@ -53,9 +59,6 @@ class Wan(CrossAttention):
 
         return [Text(pipe.tokenizer, pipe.text_encoder, None, framed=framed)]
 
-    def frames(self, pipe: Any, sample: torch.Tensor, n_pictures: int | None) -> tuple[int, ...]:
-        return 1, *[pipe.vae_scale_factor_temporal] * (sample.shape[2] - 1)
-
     def project(self, network: Any, text: torch.Tensor) -> torch.Tensor:
         return network.condition_embedder.text_embedder.forward(text)
 
@@ -82,7 +85,7 @@ class CogVideoX(JointAttention):
             "CogVideoXPipeline", {"num_attention_heads": 48, "num_layers": 42, "patch_size_t": 2, "patch_bias": False}
         ),
     }
-    captured = "the clip's rows and the text's columns of the joint softmax, frame by frame"
+    captured = BY_FRAME
     network = CogVideoXTransformer3DModel
     video = True
 
@@ -112,3 +115,52 @@ class CogVideoX(JointAttention):
 
     def used(self, attention: Any, output: torch.Tensor, sizes: Sizes) -> torch.Tensor:
         return output[:, sizes.tokens :]
+
+
+class HunyuanVideo15(JointAttention):
+    """HunyuanVideo 1.5: rotary positions of the clip. The text is Qwen2.5-VL's from the prompt's first token on; what
+    is padding, in place of ByT5's and a picture's tokens too, comes last and is masked."""
+
+    models = {"HunyuanVideo 1.5": Model("HunyuanVideo15Pipeline")}
+    captured = BY_FRAME
+    network = HunyuanVideo15Transformer3DModel
+    masked = video = True
+
+    def texts(self, pipe: Any) -> list[Text]:
+        def framed(prompt: str) -> list[int]:
+            [chat] = format_text_input([prompt], pipe.system_message)
+            text = pipe.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+            return pipe.tokenizer(text).input_ids
+
+        return [Text(pipe.tokenizer, pipe.text_encoder, None, framed=framed)]
+
+    def encode(self, pipe: Any, prompts: list[str], n_tokens: int) -> torch.Tensor | None:
+        return own_encoding(pipe, prompts, n_tokens, batch_size=len(prompts))
+
+    def call(self, arguments: dict[str, Any]) -> Call:
+        names = [f"encoder_{kind}{which}" for which in ("_2", "") for kind in ("hidden_states", "attention_mask")]
+        seen = [arguments[name] for name in (*names, "image_embeds")]
+        return Call(arguments["hidden_states"], seen, arguments["timestep"], join=_padding_last)
+
+    def watched(self, attention: Any) -> tuple[str, ...]:
+        return "norm_q", "norm_k", "norm_added_k"
+
+    def query_key(self, attention: Any, seen: Outputs, sizes: Sizes, options: dict[str, Any]) -> QueryKey:
+        query, key, text_key = (seen[name] for name in self.watched(attention))  # (row, position, head, channel)
+        query, key = (apply_rotary_emb(x, options["image_rotary_emb"], sequence_dim=1) for x in (query, key))
+        return query.transpose(1, 2), torch.cat([text_key, key], dim=1).transpose(1, 2)
+
+    def mask(self, attention: Any, sizes: Sizes, options: dict[str, Any]) -> torch.Tensor | None:
+        return F.pad(options["attention_mask"].bool(), (0, sizes.pixels), value=True)
+
+
+def _padding_last(texts: Any) -> torch.Tensor:
+    """(row, token, channel) Qwen's tokens where HunyuanVideo has them: first, before all that is padding."""
+    quoted, quoted_mask, text, mask, picture = texts
+    if quoted_mask.any() or picture.any():
+        raise ValueError(
+            "HunyuanVideo 1.5 with a picture, or with quotes in a prompt, which it reads a second time, cannot be "
+            "captured: call it with prompts alone, without quotes."
+        )
+    rows = pad_sequence([x[kept] for x, kept in zip(text, mask.bool(), strict=True)], batch_first=True)
+    return F.pad(rows, (0, 0, 0, quoted.shape[1] + text.shape[1] + picture.shape[1] - rows.shape[1]))
