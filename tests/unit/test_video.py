@@ -210,7 +210,12 @@ def test_heads_of_wan_vote_by_the_keys_that_it_makes_of_words():
         draw("wan", ["bear", "oak tree"], steps=1)
     assert torch.equal(captured, draw("wan", PROMPTS[0]))
     expected = np.zeros((2, len(votes.heads)), int)
+    family, network = find_family(pipe)
+    text, _ = pipe.encode_prompt("bear", do_classifier_free_guidance=False, max_sequence_length=TOKENS)
     for layer, calls, own in zip(votes.heads, drawn, alone, strict=True):
+        with torch.no_grad():
+            keys = family.keys(network.get_submodule(layer.name), family.project(network, text[0, :1]))
+        torch.testing.assert_close(keys[0], own[0][1][0, :, 0].flatten())
         words = torch.cat([own[0][1][0, :, :1], own[0][1][1, :, :2]], dim=1)  # "bear", then "oak" and "tree"
         for query, *_ in calls[::2]:  # each a call with the prompt and one with the negative prompt
             share = (query[0] @ words.transpose(1, 2) * query.shape[-1] ** -0.5).softmax(-1).mean(1)
@@ -277,6 +282,10 @@ def test_heads_normalised_by_themselves_go_from_0_to_1_over_the_clip():
     loud = HeadMaps.from_grids([([0, 1], CLIP * LOUD)], ["bear"], (32, 32), covers=[1, 4, 4])
     each = [maps.heatmap("bear", normalise="per-head") for maps in (clip_maps(), loud)]
     np.testing.assert_allclose(each[0], each[1], atol=1e-5)
+    drawn = F.interpolate(torch.from_numpy(CLIP[0, 0]), size=(32, 32), mode="bicubic")  # (head, frame, y, x)
+    low, high = drawn.amin((1, 2, 3), keepdim=True), drawn.amax((1, 2, 3), keepdim=True)
+    mean = ((drawn - low) / (high - low)).mean(0)
+    np.testing.assert_allclose(each[0], (mean - mean.min()) / (mean.max() - mean.min()), atol=1e-5)
     assert abs(clip_maps().heatmap("bear") - loud.heatmap("bear")).max() > 0.1
 
 
