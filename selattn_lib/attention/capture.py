@@ -74,14 +74,15 @@ class Capture(Trace):
         }
         return {number: some for number, some in in_layer.items() if some}
 
-    def memory(self, height: int, width: int, *, images: int = 1, calls: int = 50) -> int:
+    def memory(self, height: int, width: int, *, images: int = 1, calls: int = 50, frames: int = 1) -> int:
         """Bytes that the maps of `images` images of (height, width) pixels will take, known before any is made.
 
-        `calls`, the calls of the network an image (50 steps make 51 with PNDM), matter only with `per_timestep`.
+        `calls`, the calls of the network an image (50 steps make 51 with PNDM), matter only with `per_timestep`;
+        `frames` are those of a clip's maps (21 for Wan's 81 pictures).
         """
-        latent = [side // self.pipe.vae_scale_factor for side in (height, width)]
+        latent = [side // self.family.scale(self.pipe) for side in (height, width)]
         values = sum(len(heads) * prod(self.heads.layers[i].grid(latent)) for i, heads in self._chosen.items())
-        return 4 * values * images * len(self._words[0]) * (calls if self._per_timestep else 1)
+        return 4 * values * frames * images * len(self._words[0]) * (calls if self._per_timestep else 1)
 
     def start(self, generation: Generation) -> None:
         n_lists, n_prompts = len(self._words), generation.n_prompts or generation.images
@@ -196,10 +197,11 @@ class Capture(Trace):
         if self._window is not None and not all(record.sums for record in self._records):
             raise RuntimeError(f"No call of the network was at a timestep from {self._window[0]} to {self._window[1]}.")
         self.check_all_seen()
-        latents = {record.generation.latent for record in self._records}
+        latents = {(record.generation.latent, record.generation.frames) for record in self._records}
         if len(latents) > 1:
-            raise RuntimeError(f"Latents of several sizes, {sorted(latents)}: use one `with` block for each size.")
-        latent = latents.pop()
+            sizes = sorted((*[len(frames)] * bool(frames), *latent) for latent, frames in latents)
+            raise RuntimeError(f"Latents of several sizes, {sizes}: use one `with` block for each size.")
+        latent, frames = latents.pop()
         grids = {number: self.heads.layers[number].grid(latent) for number in self._chosen}
         words = [_label(word) for word in self._words[0]]
         if not self._shared:
@@ -208,21 +210,25 @@ class Capture(Trace):
         call = ("call",) if self._per_timestep else ()
         if self._per_timestep:
             coords["timestep"] = ("call", self._timesteps())
+        frame = ("frame",) if frames else ()
+        if frames:
+            coords["covers"] = ("frame", list(frames))
         data = {}
         for height, width in dict.fromkeys(grids.values()):
             grid = f"{height}x{width}"
             members = [number for number, size in grids.items() if size == (height, width)]
             means = [torch.cat([record.mean(number) for number in members], dim=2) for record in self._records]
             maps = torch.cat(means)  # (image, call, head, pixel, word)
-            values = maps.permute(0, 4, 1, 2, 3).unflatten(-1, (height, width)).contiguous().cpu().numpy()
+            shape = (len(frames), height, width) if frames else (height, width)
+            values = maps.permute(0, 4, 1, 2, 3).unflatten(-1, shape).contiguous().cpu().numpy()
             if not np.isfinite(values).all():
                 raise ValueError(f"The attention is NaN or infinite on the grid of {height} x {width}.")
-            dims = ("image", "word", *call, f"head_{grid}", f"y_{grid}", f"x_{grid}")
+            dims = ("image", "word", *call, f"head_{grid}", *frame, f"y_{grid}", f"x_{grid}")
             data[f"maps_{grid}"] = (dims, values if call else values[:, :, 0])
             numbers = [self.heads.layers[number].first + head for number in members for head in self._chosen[number]]
             coords[f"head_{grid}"] = numbers
             coords[f"place_{grid}"] = (f"head_{grid}", self.heads.block[numbers])
-        factor = self.pipe.vae_scale_factor
+        factor = self.family.scale(self.pipe)
         size = {"height": latent[0] * factor, "width": latent[1] * factor}
         model = getattr(self.pipe, "name_or_path", None) or "unnamed"
         if not self._shared:
@@ -245,7 +251,7 @@ class Capture(Trace):
         return self.head_maps().dataset
 
     def heatmap(self, word: int | str = 0, heads: HeadSelection = "all", **options: Any) -> xr.DataArray:
-        """`HeadMaps.heatmap` of what is captured: (y, x) in [0, 1], at the picture's size."""
+        """`HeadMaps.heatmap` of what is captured: (y, x), of clips (frame, y, x), in [0, 1], at the picture's size."""
         return self.head_maps().heatmap(word, heads, **options)
 
 
@@ -296,7 +302,7 @@ def capture(
     A map is a column of softmax(Q K^T / sqrt(d)) (Eq. 1), one for each head, averaged over the calls of the network
     that draw the picture (Eq. 2 before its mean over heads); negative prompts and perturbed copies do not count. Each
     call of the pipeline in the block adds its images. The image is bit-identical to one made without, and nothing
-    stays behind in the pipeline.
+    stays behind in the pipeline. Maps of clips (`WanPipeline`, `CogVideoXPipeline`) have a frame for each latent frame.
 
     A loop of one's own may show the network what cannot be told from pictures: references or perturbed copies with the
     prompt's text as rows before or beside the pictures' own, or in calls at timesteps of their own. Open the block

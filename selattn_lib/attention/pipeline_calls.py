@@ -31,7 +31,8 @@ class PipelineCall:
     @property
     def n_images(self) -> int | None:
         """How many pictures, if that can be seen."""
-        return self.n_prompts and self.n_prompts * (self.arguments.get("num_images_per_prompt") or 1)
+        repeats = self.arguments.get("num_images_per_prompt") or self.arguments.get("num_videos_per_prompt") or 1
+        return self.n_prompts and self.n_prompts * repeats
 
     def check_size(self, latent: tuple[int, int], factor: int) -> None:
         """ValueError if the network sees latents of less than the picture."""

@@ -16,7 +16,8 @@ EXACT = {
     *("PAGJointAttnProcessor2_0", "PAGCFGJointAttnProcessor2_0", "FluxAttnProcessor", "FluxIPAdapterAttnProcessor"),
     *("SanaAttnProcessor2_0", "HunyuanAttnProcessor2_0", "PAGHunyuanAttnProcessor2_0", "PAGCFGHunyuanAttnProcessor2_0"),
     *("Flux2AttnProcessor", "Flux2ParallelSelfAttnProcessor", "QwenDoubleStreamAttnProcessor2_0"),
-    *("ZSingleStreamAttnProcessor", "PRXAttnProcessor2_0"),
+    *("ZSingleStreamAttnProcessor", "PRXAttnProcessor2_0", "WanAttnProcessor", "CogVideoXAttnProcessor2_0"),
+    "HunyuanVideo15AttnProcessor2_0",
 }
 
 

@@ -35,6 +35,7 @@ class Generation:
     shape: torch.Size  # of one row of the network's input
     n_tokens: int  # of the text, padding included
     latent: tuple[int, int]  # height and width
+    frames: tuple[int, ...]  # how many pictures of a clip each frame of its maps covers; () of pictures
     device: torch.device
     dtype: torch.dtype  # of the text
     autocast: bool
@@ -233,12 +234,14 @@ class Trace:
         generation.calls += 1
 
     def _new_generation(self, call: Any, reading: Reading, latent: tuple[int, int]) -> Generation:
-        if self._rows.call is not None:
-            self._rows.call.check_size(latent, self.pipe.vae_scale_factor)
+        asked = self._rows.call
+        if asked is not None:
+            asked.check_size(latent, self.family.scale(self.pipe))
+        frames = self.family.frames(self.pipe, call.sample, asked.arguments.get("num_frames") if asked else None)
         n_tokens, device = call.text.shape[1], call.sample.device
         return Generation(
-            reading.prompts, reading.n_prompts, len(reading.prompts), call.sample.shape[1:], n_tokens, latent, device,
-            call.text.dtype, torch.is_autocast_enabled(device.type),
+            reading.prompts, reading.n_prompts, len(reading.prompts), call.sample.shape[1:], n_tokens, latent, frames,
+            device, call.text.dtype, torch.is_autocast_enabled(device.type),
         )  # fmt: skip
 
     def _goes_on(self, call: Any, reading: Reading) -> Generation:
@@ -344,14 +347,15 @@ class Trace:
         options = self._of_pictures(kwargs, batch)
         outputs.clear()
         self._ran.add(number)
-        grid = self.heads.layers[number].grid(generation.latent)
+        grid = (len(generation.frames) or 1, *self.heads.layers[number].grid(generation.latent))
         sizes = Sizes(generation.n_tokens, prod(grid))
         with torch.autocast(generation.device.type, enabled=False):
             query, key = self.family.query_key(attention, conditional, sizes, options)
-            if query.shape[2] != prod(grid):
+            if query.shape[2] != sizes.pixels:
                 raise RuntimeError(
                     f"{self._named(number)} has {query.shape[2]} pixels, where latents of {generation.latent} make "
-                    f"{grid}: this pipeline merges pixels, or shows the network more than the picture."
+                    f"{grid if generation.frames else grid[1:]}: this pipeline merges pixels, or shows the network "
+                    "more than the picture."
                 )
             bias = self._as_bias(number, self.family.mask(attention, sizes, options), query, key)
             if number in self._unproven and {*self.family.projections(attention), "used"} <= conditional.keys():

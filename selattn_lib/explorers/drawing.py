@@ -15,6 +15,7 @@ from ..attention.capture import capture
 from ..maps.consensus import head_features
 from ..maps.head_maps import HeadMaps
 from ..maps.head_sets import HeadSelection
+from ..models.pipelines import check_draws_pictures
 from ..models.segmenters import MEANINGS, Segmenter
 from ..studies.base import concepts_of
 
@@ -89,6 +90,7 @@ def draw(
     Raises ValueError if a word is not in the prompt.
     """
     words = check_words(words, prompt)
+    check_draws_pictures(pipe)
     settings: dict[str, Any] = {"num_inference_steps": steps}
     settings |= {} if guidance is None else {"guidance_scale": guidance}
     images: list[Any] = []

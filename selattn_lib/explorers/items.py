@@ -21,14 +21,14 @@ class Item(NamedTuple):
 def items_of(results: Sequence[HeadMaps]) -> tuple[list[str], list[str], list[Item]]:
     """The words, the labels of the images of each, and the items, word after word.
 
-    Raises ValueError without pictures, on sizes that do not fit, and unless there are equally many pictures of each
-    word.
+    Raises ValueError without pictures, on clips, on sizes that do not fit, and unless there are equally many pictures
+    of each word.
     """
     items: dict[str, list[Item]] = {}
     labels: dict[str, list[str]] = {}
     for maps in results:
         seeds = maps.image_coords.get("seed")
-        for image, picture in enumerate(maps.pictures):
+        for image, picture in enumerate(maps.of_pictures().pictures):
             truths = {name: maps.truth(image, name) for name in maps.truths}
             for number in range(len(maps.words)):
                 word = maps.word(image, number)

@@ -13,7 +13,7 @@ import xarray as xr
 
 from ..maps.head_maps import HeadMaps
 from ..maps.relevance import SHIPPED, HeadRelevance
-from ..models.pipelines import CONTROL, EMBEDDED, HUB, in_embedded_world, load_pipeline
+from ..models.pipelines import CONTROL, EMBEDDED, HUB, check_draws_pictures, in_embedded_world, load_pipeline
 from ..models.segmenters import Segmenter, load_segmenter
 from ..studies.base import concepts_of, guidance_of
 from ..studies.relevance import relevance_for
@@ -108,6 +108,7 @@ class Workbench(widgets.VBox):
         if relevance is None and (hrv or model in SHIPPED):
             relevance = relevance_for(model, hrv or model)
         if model != self._loaded[0]:
+            check_draws_pictures(model)
             self.pipe = load_pipeline(model)
         self.relevance, self._loaded, self.explorers = relevance, asked, []
         self._segmenter = load_segmenter(EMBEDDED) if in_embedded_world(model) else None

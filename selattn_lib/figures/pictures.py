@@ -142,7 +142,7 @@ def compare_maps(
     2
     """
     rows = [int(image) for image in images]
-    heat = partial(maps.heatmap, 0, normalise=normalise)
+    heat = partial(maps.of_pictures().heatmap, 0, normalise=normalise)
     columns = {name: [heat(chosen, image=i) for i in rows] for name, chosen in heads.items()}
     truth = np.stack([maps.truth(i) for i in rows]) if "truth" in maps.truths else None
     labels = maps.subjects[rows].tolist() if labels is None else labels

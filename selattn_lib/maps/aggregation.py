@@ -56,12 +56,14 @@ def normalise_(heat: torch.Tensor, how: str = "minmax") -> torch.Tensor:
 
 
 def stretched(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Maps of heads (head, y, x), each shifted and scaled so that it goes from 0 to 1 once it is upsampled to `size`.
+    """Maps of heads (head, y, x), of a clip (head, frame, y, x), each shifted and scaled so that it goes from 0 to 1,
+    over all frames, once it is upsampled to `size`.
 
     Upsampling is linear and leaves a constant as it is, so this comes before it, and sums stay cheap.
     """
-    low, span = map(torch.cat, zip(*(_low_and_span(upsample(one, size)) for one in maps.split(1)), strict=True))
-    return (maps - low) / span
+    drawn = (_low_and_span(upsample(one, size).flatten(1, -2)) for one in maps.split(1))
+    low, span = map(torch.cat, zip(*drawn, strict=True))
+    return ((maps.flatten(1, -2) - low) / span).view_as(maps)
 
 
 def _low_and_span(heat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,8 +78,8 @@ def _low_and_span(heat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def upsample(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bicubic, (n, y, x) -> (n, height, width)."""
-    return bicubic_weights(maps.shape[1], size[0]) @ maps @ bicubic_weights(maps.shape[2], size[1]).T
+    """Bicubic, (..., y, x) -> (..., height, width)."""
+    return bicubic_weights(maps.shape[-2], size[0]) @ maps @ bicubic_weights(maps.shape[-1], size[1]).T
 
 
 @cache

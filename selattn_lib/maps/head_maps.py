@@ -16,6 +16,7 @@ from .aggregation import bicubic_weights, normalise_, stretched, upsample
 from .head_sets import HeadSelection, head_numbers, head_weights
 from .overlay import overlay
 
+GIF_FRAME = 250  # milliseconds: four pictures of 16 a second
 PIXELS_AT_ONCE = 2**19  # upsampled pixels held at a time: 2 MB in float32, which a processor's cache holds
 
 
@@ -34,6 +35,11 @@ class HeadMaps:
 
     Coordinates along ``image``, such as ``subject`` and ``seed``, say what a picture is of. The attributes ``height``
     and ``width`` are the pictures' size in pixels, ``n_heads`` the number of heads of the ``model``.
+
+    Maps of clips have the dimension ``frame`` before ``y_{h}x{w}``, as has their ``image_rgb`` before ``y``. A frame of
+    maps is a latent frame, and the coordinate ``covers`` (frame) says how many pictures of the clip it stands for:
+    1, then 4 each, in Wan. `heatmap`, `overlay` and `save` take clips; whatever else is for pictures takes one frame
+    of them, ``maps.select(frame=0)``.
 
     Parameters
     ----------
@@ -71,23 +77,28 @@ class HeadMaps:
     def __repr__(self) -> str:
         height, width = self.size
         images = f"{self.n_images} image{'s' * (self.n_images > 1)} of {height} x {width} pixels"
+        if self.n_frames:
+            images = images.replace("image", "clip", 1) + f" and {self.n_frames} frames"
         grids = ", ".join(f"{h}x{w}: {len(numbers)}" for (h, w), numbers in self.grids.items())
         return f"HeadMaps: {images}, words {', '.join(self.words)}, {self.n_heads} heads ({grids})"
 
     @classmethod
     def from_grids(
-        cls, grids: Sequence[tuple[Sequence[int], np.ndarray]], words: Sequence[str], size: tuple[int, int]
-    ) -> Self:
+        cls, grids: Sequence[tuple[Sequence[int], np.ndarray]], words: Sequence[str], size: tuple[int, int],
+        covers: Sequence[int] = (),
+    ) -> Self:  # fmt: skip
         """Maps from their arrays.
 
         Parameters
         ----------
         grids : sequence of (head numbers, array (image, word, head, y, x))
-            The heads of each native grid, and their attention in [0, 1].
+            The heads of each native grid, and their attention in [0, 1]; of clips (image, word, head, frame, y, x).
         words : sequence of str
             The words.
         size : (int, int)
             (height, width) of the pictures in pixels.
+        covers : sequence of int, optional
+            Of clips: how many pictures each frame stands for.
 
         Examples
         --------
@@ -95,10 +106,10 @@ class HeadMaps:
         HeadMaps: 1 image of 32 x 32 pixels, words bear, 2 heads (4x4: 2)
         """
         maps: dict[str, Any] = {}
-        coords: dict[str, Any] = {"word": list(words)}
+        coords: dict[str, Any] = {"word": list(words)} | ({"covers": ("frame", list(covers))} if covers else {})
         for numbers, values in grids:
-            name = f"{values.shape[-2]}x{values.shape[-1]}"
-            maps[f"maps_{name}"] = (("image", "word", f"head_{name}", f"y_{name}", f"x_{name}"), values)
+            name, frame = f"{values.shape[-2]}x{values.shape[-1]}", ["frame"] * bool(covers)
+            maps[f"maps_{name}"] = (("image", "word", f"head_{name}", *frame, f"y_{name}", f"x_{name}"), values)
             coords[f"head_{name}"] = list(numbers)
         return cls(xr.Dataset(maps, coords, {"height": size[0], "width": size[1]}))
 
@@ -142,13 +153,18 @@ class HeadMaps:
         return int(self.dataset.attrs["height"]), int(self.dataset.attrs["width"])
 
     @property
+    def n_frames(self) -> int:
+        """How many frames the maps of a clip have; 0 of pictures."""
+        return self.dataset.sizes.get("frame", 0)
+
+    @property
     def model(self) -> str:
         """The name of the model."""
         return str(self.dataset.attrs.get("model", "unnamed"))
 
     @property
     def pictures(self) -> np.ndarray:
-        """(image, y, x, rgb) uint8; ValueError if there are none."""
+        """(image, y, x, rgb), of clips (image, frame, y, x, rgb), uint8; ValueError if there are none."""
         if "image_rgb" not in self.dataset:
             raise ValueError("these maps have no pictures: add them by maps.with_pictures(images)")
         return self.dataset["image_rgb"].values
@@ -185,7 +201,10 @@ class HeadMaps:
         return head_weights(heads, self.heads)
 
     def select(self, **indexers: Any) -> "HeadMaps":
-        """Some of the pictures, words or windows, by position: ``maps.select(image=[0, 3], window=1)``."""
+        """Some of the pictures, words, frames or windows, by position: ``maps.select(image=[0, 3], window=1)``.
+
+        One frame of a clip, ``maps.select(frame=2)``, is a picture, whose map goes from 0 to 1 by itself.
+        """
         held = {
             dim: [i] if dim in ("image", "word") and np.ndim(i) == 0 and not isinstance(i, slice) else i
             for dim, i in indexers.items()
@@ -198,7 +217,9 @@ class HeadMaps:
         Parameters
         ----------
         images : sequence of PIL.Image.Image or of arrays (y, x, rgb) uint8
-            As many as there are images in the maps.
+            As many as there are images in the maps. Of clips, all pictures of each, as the pipeline gives them: floats
+            in [0, 1] (image, picture, y, x, rgb), or a list of a clip's pictures for each. Of those that a frame
+            covers, the one in the middle is kept.
         **truths : array (image, y, x) bool
             True masks, named ``truth`` or ``truth_{name}``; where a name is one of the words, each word has the mask
             of its name alone.
@@ -206,8 +227,10 @@ class HeadMaps:
         Raises
         ------
         ValueError
-            On pictures of another number or size, and on masks of other names.
+            On pictures of another number or size, on masks of other names, and on masks of clips.
         """
+        if self.n_frames:
+            return self._with_clips(images, truths)
         pictures = np.stack([np.asarray(image) for image in images])
         if pictures.shape != (self.n_images, *self.size, 3):
             expected = (self.n_images, *self.size, 3)
@@ -217,11 +240,36 @@ class HeadMaps:
         masks = {name: (("image", "y", "x"), np.asarray(mask)) for name, mask in truths.items()}
         return HeadMaps(self.dataset.assign({"image_rgb": (("image", "y", "x", "rgb"), pictures)} | masks))
 
+    def _with_clips(self, clips: Sequence[Any], truths: dict[str, Any]) -> "HeadMaps":
+        if truths:
+            self.of_pictures()
+        pictures = np.stack([np.stack([np.asarray(picture) for picture in clip]) for clip in clips])
+        covers = self.dataset["covers"].values
+        if pictures.shape != (expected := (self.n_images, int(covers.sum()), *self.size, 3)):
+            raise ValueError(f"clips (image, picture, y, x, rgb) of shape {pictures.shape}: expected {expected}")
+        kept = pictures[:, np.cumsum(covers) - covers + covers // 2]
+        kept = kept if kept.dtype == np.uint8 else (kept.clip(0, 1) * 255).round().astype(np.uint8)
+        return HeadMaps(self.dataset.assign(image_rgb=(("image", "frame", "y", "x", "rgb"), kept)))
+
+    def of_pictures(self) -> Self:
+        """These maps, if they are of pictures; ValueError if they are of clips, which most evaluations do not take."""
+        if self.n_frames:
+            raise ValueError(
+                f"these are maps of clips of {self.n_frames} frames, and maps of pictures are expected: choose a frame "
+                "by maps.select(frame=0)"
+            )
+        return self
+
     def native(self, image: int = 0, word: int | str = 0) -> list[tuple[np.ndarray, torch.Tensor]]:
         """[(head numbers, maps (head, y, x) float32)] of one picture and word, for each native grid.
 
-        Maps kept call by call are averaged. Raises ValueError on a word, IndexError on a number that is not held.
+        Maps kept call by call are averaged. Raises ValueError on a word that is not held and on clips, IndexError on a
+        number that is not held.
         """
+        return self.of_pictures()._native(image, word)
+
+    def _native(self, image: int, word: int | str) -> list[tuple[np.ndarray, torch.Tensor]]:
+        """`native`, of clips (head, frame, y, x)."""
         if "window" in self.dataset.dims:
             windows = self.dataset.sizes["window"]
             raise ValueError(f"these maps have {windows} windows of timesteps: choose one by maps.select(window=0)")
@@ -249,6 +297,9 @@ class HeadMaps:
     ) -> xr.DataArray:
         """The mean map of some heads, upsampled to the picture's size and normalised to [0, 1] (Eq. 2, Eq. 4).
 
+        A clip's map is normalised over all of its frames together, so that a threshold is the same in each: a frame
+        without the word stays dark. For a frame by itself: ``maps.select(frame=2).heatmap(...)``.
+
         Parameters
         ----------
         word : int or str
@@ -271,14 +322,14 @@ class HeadMaps:
 
         Returns
         -------
-        xarray.DataArray (y, x)
+        xarray.DataArray (y, x), of a clip (frame, y, x)
             Values in [0, 1]. Of a constant mean map, zeros by "minmax", ones by "max".
 
         Raises
         ------
         ValueError
             On words and heads that are not held, on weights that do not fit, on "daam" where heads are missing or
-            normalised on their own, and on any other `normalise`.
+            normalised on their own and of clips, and on any other `normalise`.
         """
         size = size or self.size
         if isinstance(heads, str) and heads == "daam":
@@ -286,7 +337,7 @@ class HeadMaps:
                 raise ValueError("heads='daam' is an unweighted mean: expected head numbers with weights")
             if normalise == "per-head":
                 raise ValueError("heads='daam' has its mean normalised: expected normalise='minmax' or 'max'")
-            heat = normalise_(self._daam(self.native(image, word), size), normalise)
+            heat = normalise_(self._daam(self.native(image, word), size), normalise)  # of pictures only
         else:
             numbers = head_numbers(heads, self.heads)
             share = np.ones(len(numbers)) if weights is None else np.asarray(weights, dtype=float)
@@ -296,8 +347,8 @@ class HeadMaps:
                 raise ValueError("weights must have a positive sum")
             row = np.zeros((1, self.n_heads), np.float32)
             row[0, np.searchsorted(self.heads, numbers)] = share / share.sum()
-            [[heat]] = self.heatmaps(row, image=image, word=word, size=size, normalise=normalise)
-        return xr.DataArray(heat.numpy(), dims=("y", "x"))
+            [[heat]] = self._heatmaps(row, self._native(image, word), size, normalise)
+        return xr.DataArray(heat.numpy(), dims=("frame", "y", "x")[-heat.ndim :])
 
     def heatmaps(
         self, weights: Any, *, image: int = 0, word: int | str = 0, size: tuple[int, int] | None = None,
@@ -320,18 +371,25 @@ class HeadMaps:
         torch.Tensor (some sets, y, x)
             Values in [0, 1], in the order of the sets.
         """
-        height, width = size or self.size
+        yield from self._heatmaps(weights, self.native(image, word), size or self.size, normalise)
+
+    def _heatmaps(
+        self, weights: Any, native: list[tuple[np.ndarray, torch.Tensor]], size: tuple[int, int], normalise: str
+    ) -> Iterator[torch.Tensor]:
+        """`heatmaps` of native maps, of clips (some sets, frame, y, x), each normalised over all frames."""
+        height, width = size
         rows = torch.as_tensor(np.asarray(weights, dtype=np.float32))
-        native = [(np.searchsorted(self.heads, heads).tolist(), maps) for heads, maps in self.native(image, word)]
+        placed = [(np.searchsorted(self.heads, heads).tolist(), maps) for heads, maps in native]
         if normalise == "per-head":
-            native = [(heads, stretched(maps, (height, width))) for heads, maps in native]
-        down = torch.cat([bicubic_weights(maps.shape[1], height) for _, maps in native], dim=1)  # (height, all rows)
-        for block in rows.split(max(1, PIXELS_AT_ONCE // (height * width))):
+            placed = [(heads, stretched(maps, size)) for heads, maps in placed]
+        down = torch.cat([bicubic_weights(maps.shape[-2], height) for _, maps in placed], dim=1)  # (height, all rows)
+        for block in rows.split(max(1, PIXELS_AT_ONCE // (height * width * max(1, self.n_frames)))):
             across = [
-                torch.einsum("sh,hyx->syx", block[:, heads], maps) @ bicubic_weights(maps.shape[2], width).T
-                for heads, maps in native
+                torch.einsum("sh,h...yx->s...yx", block[:, heads], maps) @ bicubic_weights(maps.shape[-1], width).T
+                for heads, maps in placed
             ]
-            yield normalise_(down @ torch.cat(across, dim=1), normalise)
+            drawn = down @ torch.cat(across, dim=-2)
+            yield normalise_(drawn.flatten(1, -2), normalise).view_as(drawn)
 
     def overlay(
         self, word: int | str = 0, heads: HeadSelection = "all", *, image: int = 0, threshold: float | None = 0.4,
@@ -339,19 +397,38 @@ class HeadMaps:
     ) -> Image.Image:  # fmt: skip
         """The picture under the heat map of some heads, with a line round what is above `threshold`.
 
-        Parameters are those of `heatmap`; a true mask of the name ``truth`` is outlined by dashes. Raises ValueError
-        if there are no pictures.
+        Parameters are those of `heatmap`; a true mask of the name ``truth`` is outlined by dashes. Of a clip, all
+        frames side by side; ``maps.overlays`` has each of them. Raises ValueError if there are no pictures.
         """
-        picture = self.select(image=image).pictures[0]
+        frames = self.overlays(word, heads, image=image, threshold=threshold, normalise=normalise)
+        return Image.fromarray(np.concatenate([np.asarray(frame) for frame in frames], axis=1))
+
+    def overlays(
+        self, word: int | str = 0, heads: HeadSelection = "all", *, image: int = 0, threshold: float | None = 0.4,
+        normalise: str = "minmax",
+    ) -> list[Image.Image]:  # fmt: skip
+        """The `overlay` of each frame of a clip; of a picture, one.
+
+        Examples
+        --------
+        >>> maps = HeadMaps.from_grids([([0], np.ones((1, 1, 1, 2, 4, 4)))], ["bear"], (32, 32), covers=[1, 4])
+        >>> maps
+        HeadMaps: 1 clip of 32 x 32 pixels and 2 frames, words bear, 1 heads (4x4: 1)
+        >>> first, second = maps.with_pictures(np.zeros((1, 5, 32, 32, 3))).overlays("bear")
+        """
+        pictures = self.select(image=image).pictures[0]
         heat = self.heatmap(word, heads, image=image, normalise=normalise).values
         truth = self.truth(image) if "truth" in self.truths else None
-        return Image.fromarray(overlay(picture, heat, threshold=threshold, truth=truth))
+        frames = zip(pictures, heat, strict=True) if self.n_frames else [(pictures, heat)]
+        return [Image.fromarray(overlay(*frame, threshold=threshold, truth=truth)) for frame in frames]
 
     def save(
         self, folder: str | Path, heads: HeadSelection = "all", *, threshold: float = 0.4, name: str = "",
         normalise: str = "minmax",
     ) -> list[Path]:  # fmt: skip
         """Write the overlay, the map and the mask of every picture and word as PNG files.
+
+        Of clips, those of every frame, and the overlays in a row as a GIF.
 
         Parameters
         ----------
@@ -372,7 +449,7 @@ class HeadMaps:
         -------
         list of pathlib.Path
             ``{image}-{word}-{name}-overlay.png`` where there are pictures, ``...-map.png`` (grey, 0 to 255) and
-            ``...-mask.png`` (0 or 255).
+            ``...-mask.png`` (0 or 255); of clips ``...-overlay-000.png`` and so on, and ``...-overlay.gif``.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -380,18 +457,23 @@ class HeadMaps:
         written = []
         for image in range(self.n_images):
             for number in range(len(self.words)):
-                heat = self.heatmap(number, heads, image=image, normalise=normalise).values
+                heat = self.heatmap(number, heads, image=image, normalise=normalise).values.reshape(-1, *self.size)
                 files = {
-                    "map": Image.fromarray((heat * 255).round().astype(np.uint8)),
-                    "mask": Image.fromarray((heat > threshold).astype(np.uint8) * 255),
+                    "map": [Image.fromarray(frame) for frame in (heat * 255).round().astype(np.uint8)],
+                    "mask": [Image.fromarray(frame) for frame in (heat > threshold).astype(np.uint8) * 255],
                 }
                 if "image_rgb" in self.dataset:
                     options: Any = {"image": image, "threshold": threshold, "normalise": normalise}
-                    files["overlay"] = self.overlay(number, heads, **options)
+                    files["overlay"] = self.overlays(number, heads, **options)
                 word = re.sub(r"[^\w-]+", "-", self.word(image, number))
-                for kind, picture in files.items():
-                    written.append(folder / f"{image:03d}-{word}-{name}-{kind}.png")
-                    picture.save(written[-1])
+                for kind, frames in files.items():
+                    path = folder / f"{image:03d}-{word}-{name}-{kind}"
+                    for i, frame in enumerate(frames):
+                        written.append(path.with_name(path.name + f"-{i:03d}" * bool(self.n_frames) + ".png"))
+                        frame.save(written[-1])
+                    if self.n_frames and kind == "overlay":
+                        written.append(path.with_name(path.name + ".gif"))
+                        frames[0].save(written[-1], save_all=True, append_images=frames[1:], duration=GIF_FRAME, loop=0)
         return written
 
     def word(self, image: int, number: int = 0) -> str:

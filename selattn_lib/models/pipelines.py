@@ -21,7 +21,7 @@ from huggingface_hub.errors import GatedRepoError
 
 from ..concepts import did_you_mean
 from ..emoji.control import add_control
-from .families import FAMILIES
+from .families import FAMILIES, Family, find_family
 
 HUB = {
     "sd14": "CompVis/stable-diffusion-v1-4",
@@ -110,7 +110,7 @@ def load_pipeline(
     if offload and device == "cpu":
         raise ValueError("offload=True on the cpu, where the model already is: expected a device of cuda or mps")
     source, index = model_source(name), model_index(name, revision)
-    _network(name, index)
+    _family(name, index)
     settings: Any = {"dtype": dtype or DTYPES[default_dtype(name, device, revision)], "revision": revision}
     if "safety_checker" in index:
         settings |= {"safety_checker": None, "requires_safety_checker": False}
@@ -219,10 +219,10 @@ def network_layout(name: str | Path) -> Any:
         if str(name) in ("sd14", "sd15"):
             return UNet2DConditionModel(64, cross_attention_dim=768)  # the other defaults are Stable Diffusion v1's
         source = model_source(name)
-        network, part = _network(name, model_index(name))
+        family = _family(name, model_index(name))
         with explaining_load_errors(str(name), source):
-            config = within(INDEX_LIMIT, network.load_config, source, subfolder=part)
-            return network.from_config(config)
+            network: Any = family.network
+            return network.from_config(within(INDEX_LIMIT, network.load_config, source, subfolder=family.part))
 
 
 def latent_side(name: str | Path) -> int:
@@ -242,12 +242,41 @@ def latent_side(name: str | Path) -> int:
     return 2 ** (len(levels) - 1)
 
 
-def _network(name: str | Path, index: dict[str, Any]) -> tuple[Any, str]:
-    """The class of a model's UNet or transformer, and which part it is; ValueError if it is of no known family."""
+def check_draws_pictures(model: Any, revision: str | None = None) -> None:
+    """Refuse a model that draws clips, where pictures are needed; of a name, the model's index is all that is read.
+
+    Parameters
+    ----------
+    model : str, path or DiffusionPipeline
+        As for `load_pipeline`, or what that gives.
+    revision : str, optional
+        As for `load_pipeline`.
+
+    Raises
+    ------
+    ValueError
+        If it draws clips; and as `load_pipeline`.
+
+    Examples
+    --------
+    >>> check_draws_pictures("emoji-sd")
+    """
+    named = isinstance(model, str | Path)
+    family = _family(model, model_index(model, revision)) if named else find_family(model)[0]
+    if family.video:
+        raise ValueError(
+            f"model {str(model) if named else type(model).__name__!r} draws clips: expected one that draws pictures. "
+            "Clips are for load_pipeline, capture and score_heads; a frame of their maps, maps.select(frame=0), is a "
+            "picture's"
+        )
+
+
+def _family(name: str | Path, index: dict[str, Any]) -> Family:
+    """The family of a model; ValueError if it is of none that is known."""
     parts = {part: index[part][1] for part in ("unet", "transformer") if index.get(part)}
     for family in FAMILIES:
         if parts.get(family.part) == family.network.__name__:
-            return family.network, family.part
+            return family
     raise ValueError(
         f"model {str(name)!r} is a {index.get('_class_name')} with {parts or 'no unet and no transformer'}; "
         f"expected a pipeline of a {', '.join(family.network.__name__ for family in FAMILIES)}"

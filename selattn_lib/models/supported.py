@@ -6,6 +6,8 @@ import torch
 from .families import FAMILIES, REFUSED
 from .heads import cross_attention_heads
 
+DOES = ["maps", "per_head", "relevance", "selection", "video"]
+
 
 def supported_models() -> pd.DataFrame:
     """The models that `capture` knows, and those that it refuses by name.
@@ -15,8 +17,9 @@ def supported_models() -> pd.DataFrame:
     pandas.DataFrame
         One row a model: `model`; `pipeline` and `network`, its classes in diffusers; `captured`, what of it is, or why
         it is refused; `heads`, how many at its published size (missing where that is in its files only); `maps`,
-        whether there is a map for each head and word; `relevance`, whether heads can be scored (`score_heads`, Eq. 3);
-        `selection`, how heads are chosen for a map: "by relevance", "by number" or "".
+        whether there are maps of words, and `per_head`, whether each head has one; `relevance`, whether heads can be
+        scored (`score_heads`, Eq. 3); `selection`, how heads are chosen for a map: "by relevance", "by number" or "";
+        `video`, whether maps are (frame, y, x).
 
     Examples
     --------
@@ -31,9 +34,11 @@ def supported_models() -> pd.DataFrame:
             if model.config is not None:
                 with torch.device("meta"):
                     heads = len(cross_attention_heads(family.network(**model.config)))
-            scored, network = not family.unscored, family.network.__name__
-            selection = "by relevance" if scored else "by number"
-            rows.append((name, model.pipeline, network, family.captured, heads, True, scored, selection))
-    rows += [(network, "", network, f"refused: {why}", None, False, False, "") for network, why in REFUSED.items()]
-    columns = ["model", "pipeline", "network", "captured", "heads", "maps", "relevance", "selection"]
+            selection = "by number" if family.unscored else "by relevance"
+            network = family.network.__name__
+            does = True, True, not family.unscored, selection, family.video
+            rows.append((name, model.pipeline, network, family.captured, heads, *does))
+    does_not = False, False, False, "", False
+    rows += [(network, "", network, f"refused: {why}", None, *does_not) for network, why in REFUSED.items()]
+    columns = ["model", "pipeline", "network", "captured", "heads", *DOES]
     return pd.DataFrame(rows, columns=columns).astype({"heads": "Int64"})

@@ -13,7 +13,7 @@ from ..explorers.aggregation import AggregationExplorer
 from ..explorers.drawing import agreement_ranking, check_words, draw, save_pictures, suggestion, usual_concepts
 from ..maps.head_maps import HeadMaps
 from ..maps.relevance import SHIPPED, HeadRelevance
-from ..models.pipelines import EMBEDDED, in_embedded_world, load_pipeline
+from ..models.pipelines import EMBEDDED, check_draws_pictures, in_embedded_world, load_pipeline
 from ..models.segmenters import load_segmenter
 from ..studies.base import guidance_of
 from ..studies.parameters import read_literal
@@ -54,6 +54,7 @@ def explain(
     settings |= {"concept": concept, "hrv": hrv, "seeds": seeds, "steps": steps}
     settings |= {"guidance": guidance, "threshold": threshold}
     with whole_folder(out) as folder:
+        check_draws_pictures(model)
         pipe = load_pipeline(model)
         segmenter = load_segmenter(EMBEDDED) if in_embedded_world(model) else None
         with tqdm(total=seeds * steps, unit="step", desc=f"drawing with {model}") as bar:

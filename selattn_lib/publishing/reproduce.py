@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..concepts import benchmark_words
 from ..models.families import check_scored, find_family
 from ..models.heads import cross_attention_heads
-from ..models.pipelines import DTYPES, latent_side, model_source, network_layout, pick_device
+from ..models.pipelines import DTYPES, check_draws_pictures, latent_side, model_source, network_layout, pick_device
 from ..studies.base import StudyBase, concepts_of, is_lack_of_memory, runs_folder
 from ..studies.generated import DiagnosisStudy, Study
 from ..studies.relevance import RelevanceStudy, relevance_for
@@ -102,6 +102,7 @@ class Reproduction(ReproduceOptions):
 
     def studies(self) -> list[StudyBase]:
         """What the notebooks will ask for; raises ValueError on anything out of range."""
+        check_draws_pictures(self.model)
         common = self.model_dump(include={"model", "dtype", "batch", "steps"})
         uses_segmenter = {**common, "segmenter": self.segmenter}
         if self.hrv:

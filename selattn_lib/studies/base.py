@@ -31,6 +31,7 @@ from ..models.pipelines import (
     DTYPES,
     EMBEDDED,
     HUB,
+    check_draws_pictures,
     default_dtype,
     dose_of,
     in_embedded_world,
@@ -156,6 +157,7 @@ class StudyBase(BaseModel):
     @cached_property
     def pipe(self) -> Any:
         """The model, loaded in the study's number format on the device that `pick_device` names."""
+        check_draws_pictures(self.model, self.revision or None)
         offload = os.environ.get("SELATTN_OFFLOAD") == "1"
         return load_pipeline(self.model, dtype=DTYPES[self.dtype], revision=self.revision or None, offload=offload)
 

@@ -29,7 +29,7 @@ def calling_damaged(folder: Path) -> Iterator[None]:
 
 class Store:
     """Results of the units 0 ... `size` - 1 of a study in `folder`: one zarr chunk a unit and variable, pictures as
-    PNG, and a file of checksums.
+    PNG (those of clips are chunks, too), and a file of checksums.
 
     Every file is written aside and then moved into place, and a unit counts only once its checksum is written, last:
     a process killed at any moment leaves each unit whole or not there. Whatever was damaged later no longer fits its
@@ -112,9 +112,9 @@ class Store:
 
     def write(self, units: range, dataset: xr.Dataset) -> None:
         """Write these units' variables, each with `image` as its first dimension."""
-        self._arrays, self._pictures = {}, "image_rgb" in dataset
+        self._arrays, self._pictures = {}, "image_rgb" in dataset and "frame" not in dataset["image_rgb"].dims
         for name, values in dataset.data_vars.items():
-            if name == "image_rgb":
+            if name == "image_rgb" and self._pictures:
                 (self.folder / "images").mkdir(exist_ok=True)
                 for unit, picture in zip(units, values.values, strict=True):
                     Image.fromarray(picture).save(aside := self._picture(unit).with_suffix(".partial"), format="PNG")

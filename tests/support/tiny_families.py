@@ -1,16 +1,24 @@
 """Tiny pipelines with random weights, of the true classes and layouts of every family of models."""
 
+from functools import cache
 from string import ascii_letters, ascii_lowercase
 from types import SimpleNamespace
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderDC,
     AutoencoderKL,
+    AutoencoderKLCogVideoX,
     AutoencoderKLFlux2,
+    AutoencoderKLHunyuanVideo15,
     AutoencoderKLQwenImage,
+    AutoencoderKLWan,
     ChromaPipeline,
     ChromaTransformer2DModel,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
@@ -20,6 +28,8 @@ from diffusers import (
     FluxTransformer2DModel,
     HunyuanDiT2DModel,
     HunyuanDiTPipeline,
+    HunyuanVideo15Pipeline,
+    HunyuanVideo15Transformer3DModel,
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
@@ -35,18 +45,23 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    WanPipeline,
+    WanTransformer3DModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
+from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5 import format_text_input
 from diffusers.pipelines.kolors import tokenizer as kolors_tokenizer
 from diffusers.pipelines.kolors.pipeline_kolors import KolorsPipeline
 from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
 from diffusers.pipelines.prx import pipeline_prx, pipeline_prx_pixel
-from tiny_sd import WORDS, word_tokenizer
+from tiny_sd import WORDS, build_pipeline, word_tokenizer
 from transformers import (
     BertConfig,
     BertModel,
     BertTokenizer,
+    ByT5Tokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -57,6 +72,8 @@ from transformers import (
     Mistral3ForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLTextConfig,
+    Qwen2_5_VLTextModel,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -67,15 +84,68 @@ from transformers import (
     T5GemmaEncoderModel,
     T5GemmaModuleConfig,
     T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from selattn_lib.models.families import REFUSED, find_family
+
+# The tiny model of each line of `supported_models()`, by its builder here.
+TINY = {
+    "Stable Diffusion 1.x": "sd1",
+    "Stable Diffusion 2.x": "sd2",
+    "Stable Diffusion XL": "sdxl",
+    "Kolors": "kolors",
+    "PixArt-alpha": "pixart",
+    "PixArt-Sigma": "pixart_sigma",
+    "SANA": "sana",
+    "Hunyuan-DiT": "hunyuan",
+    "Stable Diffusion 3": "sd3",
+    "Stable Diffusion 3.5 large": "sd35",
+    "FLUX.1": "flux",
+    "Chroma": "chroma",
+    "FLUX.2 dev": "flux2",
+    "FLUX.2 klein": "klein",
+    "Qwen-Image": "qwen",
+    "Z-Image": "zimage",
+    "PRX": "prx",
+    "PRX pixel": "prx_pixel",
+    "Wan 2.1 14B": "wan",
+    "Wan 2.1 1.3B": "wan",
+    "Wan 2.2 5B": "wan",
+    "CogVideoX 2B": "cogvideo",
+    "CogVideoX 5B": "cogvideo_turned",
+    "CogVideoX 1.5 5B": "cogvideo15",
+    "HunyuanVideo 1.5": "hunyuan_video",
+}
 CLIP_TOKENS = 20
 SHARPER = ("to_q", "to_k", "add_k_proj", "norm_q", "norm_k", "norm_added_k", "txt_kv_proj", "img_qkv_proj")
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "<|im_start|>assistant\n{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
 )
+
+
+@cache
+def build(name):
+    """The pipeline of a builder's name, the same one each time."""
+    return globals()[f"build_{name}"]()
+
+
+def processors_of_models() -> dict[str, set[str]]:
+    """Model, or the class of a network that is refused -> the kinds of attention processors of all its layers."""
+    networks = {model: find_family(build(name))[1] for model, name in TINY.items()}
+    with torch.device("meta"):
+        networks |= {name: getattr(diffusers, name)() for name in REFUSED if hasattr(diffusers, name)}
+    return {
+        model: {type(module.processor).__name__ for module in network.modules() if hasattr(module, "processor")}
+        for model, network in networks.items()
+    }
+
+
+def build_sd1() -> StableDiffusionPipeline:
+    return build_pipeline()
 
 
 def build_sd2() -> StableDiffusionPipeline:
@@ -569,6 +639,129 @@ def build_zimage() -> ZImagePipeline:
         for token in (pipe.transformer.x_pad_token, pipe.transformer.cap_pad_token):
             token.normal_()
     return _ready(pipe)
+
+
+def build_wan() -> WanPipeline:
+    torch.manual_seed(0)
+    return _ready(
+        WanPipeline(
+            tokenizer=_t5_tokenizer(),
+            text_encoder=UMT5EncoderModel(
+                UMT5Config(vocab_size=len(_t5_tokenizer()), d_model=40, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+            ),
+            vae=AutoencoderKLWan(
+                base_dim=8,
+                z_dim=4,
+                dim_mult=[1, 1, 1, 1],
+                num_res_blocks=1,
+                latents_mean=[0.0] * 4,
+                latents_std=[1.0] * 4,
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            transformer=WanTransformer3DModel(
+                num_attention_heads=2,
+                attention_head_dim=12,
+                in_channels=4,
+                out_channels=4,
+                text_dim=40,
+                freq_dim=16,
+                ffn_dim=32,
+                num_layers=3,
+                rope_max_seq_len=32,
+            ),
+        )
+    )
+
+
+def build_hunyuan_video() -> HunyuanVideo15Pipeline:
+    torch.manual_seed(0)
+    tokenizer, glyphs = _qwen_tokenizer(), ByT5Tokenizer(extra_ids=0)
+    pipe = HunyuanVideo15Pipeline(
+        text_encoder=Qwen2_5_VLTextModel(
+            Qwen2_5_VLTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=40,
+                intermediate_size=32,
+                num_hidden_layers=3,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                rope_scaling={"type": "mrope", "mrope_section": [2, 4, 4], "rope_type": "default"},
+            )
+        ),
+        tokenizer=tokenizer,
+        transformer=HunyuanVideo15Transformer3DModel(
+            in_channels=9,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            num_layers=3,
+            num_refiner_layers=1,
+            text_embed_dim=40,
+            text_embed_2_dim=24,
+            image_embed_dim=8,
+            rope_axes_dim=(4, 6, 6),
+        ),
+        vae=AutoencoderKLHunyuanVideo15(latent_channels=4, block_out_channels=(8,) * 5, layers_per_block=1),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        text_encoder_2=T5EncoderModel(
+            T5Config(vocab_size=len(glyphs), d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+        ),
+        tokenizer_2=glyphs,
+        guider=ClassifierFreeGuidance(guidance_scale=3.0),
+    )
+    pipe.system_message = "a bear on the"
+    [chat] = format_text_input(["bear"], pipe.system_message)
+    before = tokenizer.apply_chat_template(chat, tokenize=False).partition("user\nbear")[0] + "user\n"
+    pipe.prompt_template_encode_start_idx = len(tokenizer(before).input_ids)
+    pipe.tokenizer_max_length, pipe.tokenizer_2_max_length, pipe.vision_num_semantic_tokens = 30, 14, 3
+    return _ready(pipe)
+
+
+def build_cogvideo() -> CogVideoXPipeline:
+    return _cogvideo()
+
+
+def build_cogvideo_turned() -> CogVideoXPipeline:
+    """Rotary positions, as CogVideoX 5B has."""
+    return _cogvideo(use_rotary_positional_embeddings=True)
+
+
+def build_cogvideo15() -> CogVideoXPipeline:
+    """Rotary positions, and two latent frames patched together."""
+    return _cogvideo(use_rotary_positional_embeddings=True, patch_size_t=2, patch_bias=False)
+
+
+def _cogvideo(**settings) -> CogVideoXPipeline:
+    torch.manual_seed(0)
+    return _ready(
+        CogVideoXPipeline(
+            tokenizer=_t5_tokenizer(),
+            text_encoder=_t5(40),
+            vae=AutoencoderKLCogVideoX(
+                down_block_types=("CogVideoXDownBlock3D",) * 4,
+                up_block_types=("CogVideoXUpBlock3D",) * 4,
+                block_out_channels=(8, 8, 8, 8),
+                latent_channels=4,
+                layers_per_block=1,
+                norm_num_groups=2,
+            ),
+            transformer=CogVideoXTransformer3DModel(
+                num_attention_heads=2,
+                attention_head_dim=16,
+                in_channels=4,
+                out_channels=4,
+                time_embed_dim=8,
+                text_embed_dim=40,
+                num_layers=3,
+                sample_width=12,
+                sample_height=8,
+                sample_frames=9,
+                max_text_seq_length=12,
+                **settings,
+            ),
+            scheduler=CogVideoXDDIMScheduler(),
+        )
+    )
 
 
 def _ready(pipe):

@@ -57,7 +57,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many tokens of text, and how many pixels, a layer sees in a call."""
+    """How many tokens of text, and how many pixels (of all frames), a layer sees in a call."""
 
     tokens: int
     pixels: int
@@ -87,6 +87,7 @@ class Family:
     rows: ClassVar[int] = 2  # of a call that a picture takes, under guidance as the pipeline has it by default
     batched: ClassVar[bool] = True  # whether the pipeline draws several pictures at a time under guidance
     masked: ClassVar[bool] = False  # whether the layers heed a mask
+    video: ClassVar[bool] = False  # whether it draws clips
 
     def find(self, network: Any) -> Iterator[TextAttention]:
         """The layers, in the network's order within each block."""
@@ -126,6 +127,17 @@ class Family:
         """(height, width) of the latents in such a call; asked for once a generation."""
         height, width = call.sample.shape[-2:]
         return height, width
+
+    def scale(self, pipe: Any) -> int:
+        """How many pixels of a picture a side of a latent stands for."""
+        return pipe.vae_scale_factor_spatial if self.video else pipe.vae_scale_factor
+
+    def frames(self, pipe: Any, sample: torch.Tensor, n_pictures: int | None) -> tuple[int, ...]:
+        """How many pictures of a clip each frame of its maps covers, in order; () of what is no clip.
+
+        `n_pictures` is how many the pipeline was asked for, where that is known.
+        """
+        return (1, *[pipe.vae_scale_factor_temporal] * (sample.shape[2] - 1)) if self.video else ()
 
     def watched(self, attention: Any) -> tuple[str, ...]:
         """The submodules of a layer whose outputs `query_key` needs."""
