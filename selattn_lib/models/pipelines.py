@@ -262,6 +262,8 @@ def check_draws_pictures(model: Any, revision: str | None = None) -> None:
     >>> check_draws_pictures("emoji-sd")
     """
     named = isinstance(model, str | Path)
+    if named and str(model) in HUB:
+        return
     family = _family(model, model_index(model, revision)) if named else find_family(model)[0]
     if family.video:
         raise ValueError(

@@ -47,12 +47,12 @@ from .results import head_maps, with_device_names
 from .store import FORMAT
 
 
-def guidance_of(model: str) -> float:
+def guidance_of(model: str, revision: str | None = None) -> float:
     """The usual guidance scale of a model: of Stable Diffusion the paper's 7.5, of other models their pipeline's own (1
     where it has none), but 3 in the embedded world, where 7.5 oversaturates."""
     if in_embedded_world(model):
         return 3.0
-    kind = "StableDiffusionPipeline" if model in HUB else str(model_index(model).get("_class_name"))
+    kind = "StableDiffusionPipeline" if model in HUB else str(model_index(model, revision).get("_class_name"))
     pipeline: Any = getattr(diffusers, kind, object)
     own = signature(pipeline.__call__).parameters.get("guidance_scale")
     if own is None or kind in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
@@ -138,7 +138,7 @@ class StudyBase(BaseModel):
         if not fields.get("dtype"):
             fields = {**fields, "dtype": default_dtype(model, pick_device(), fields.get("revision") or None)}
         if "guidance" in cls.model_fields and fields.get("guidance") is None:
-            fields = {**fields, "guidance": guidance_of(model)}
+            fields = {**fields, "guidance": guidance_of(model, fields.get("revision") or None)}
         if "concepts" in cls.model_fields:
             fields = {**fields, "concepts": concepts_of(model, fields.get("concepts") or "")}
         return fields

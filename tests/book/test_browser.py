@@ -210,6 +210,22 @@ def test_without_scripts_a_picture_and_its_numbers_stand_there(
         assert re.search(r"\d+% of the picture", " ".join(stills.all_inner_texts()))
 
 
+def test_an_explorer_is_switched_to_another_model_and_keeps_its_settings(page: Page, root: str) -> None:
+    open_page(page, f"{root}notebooks/14_planted_heads.html")
+    explorer = page.locator(".selattn-explorer")
+    settled(explorer)
+    explorer.get_by_label("Image", exact=True).select_option(label="seed 1")
+    explorer.get_by_label("Concept 2", exact=True).select_option(label="Tools")
+    settled(explorer)
+    natural = explorer.inner_text()
+    page.get_by_label("Model", exact=True).select_option(label="emoji-control")
+    page.wait_for_function("before => document.querySelector('.selattn-explorer').innerText !== before", arg=natural)
+    settled(explorer)
+    assert explorer.count() == 1
+    assert "seed 1" in explorer.locator(".selattn-picture").inner_text()
+    assert explorer.get_by_label("Concept 2", exact=True).locator("option:checked").inner_text() == "Tools"
+
+
 def test_head_relevance_can_be_sorted(page: Page, root: str) -> None:
     open_page(page, f"{root}notebooks/01_head_relevance.html")
     figure = page.locator(".plotly-figure").first

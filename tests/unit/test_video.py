@@ -23,7 +23,7 @@ from selattn_lib.maps.consensus import consensus
 from selattn_lib.maps.head_maps import HeadMaps
 from selattn_lib.models.families import find_family
 from selattn_lib.models.heads import cross_attention_heads
-from selattn_lib.models.pipelines import check_draws_pictures, load_pipeline, unet_layout
+from selattn_lib.models.pipelines import check_draws_pictures, load_pipeline, network_layout
 from selattn_lib.studies.relevance import RelevanceStudy
 from selattn_lib.studies.store import Store
 
@@ -359,7 +359,7 @@ def test_stores_take_clips(tmp_path):
 def test_models_of_clips_are_loaded_by_name_and_refused_where_pictures_are_drawn(tmp_path):
     build("wan").save_pretrained(tmp_path / "wan")
     name = str(tmp_path / "wan")
-    assert len(cross_attention_heads(unet_layout(name))) == 6
+    assert len(cross_attention_heads(network_layout(name))) == 6
     pipe = load_pipeline(name, device="cpu")
     assert isinstance(pipe, WanPipeline)
     study = RelevanceStudy(model=name, images=2, steps=1, concepts={"A": ["bear"], "B": ["desk"]}, texts=["a bear"])

@@ -106,7 +106,7 @@ def test_errors_are_said_in_full_and_as_text(bench, monkeypatch, box, value, sai
     def fail(*_, **__):
         raise OSError(f"no model {value!r}, no head relevance <.npz>: " + "a long way out, " * 20 + "the end")
 
-    for name in ("load_pipeline", "relevance_for"):
+    for name in ("check_draws_pictures", "relevance_for"):
         monkeypatch.setattr(f"selattn_lib.explorers.workbench.{name}", fail)
     getattr(bench, box).value = value
     bench.button.click()
