@@ -20,29 +20,10 @@ COUNTS = {  # whole numbers -> the least that makes sense
 }  # fmt: skip
 CHECKED = {
     *COUNTS,
-    "model",
-    "models",
-    "heads",
-    "threshold",
-    "thresholds",
-    "hrv",
-    "hrv_texts",
-    "start_token",
-    "published",
+    *"model models heads threshold thresholds hrv hrv_texts start_token published doses learnt guidance dtype".split(),
+    *"concept other concepts concept_file words examples word prompt cases looked_for".split(),
+    *"segmenter masks pictures scale tokens".split(),
 }
-CHECKED |= {
-    "concept",
-    "other",
-    "concepts",
-    "concept_file",
-    "words",
-    "examples",
-    "word",
-    "prompt",
-    "cases",
-    "looked_for",
-}
-CHECKED |= {"doses", "learnt", "guidance", "dtype", "segmenter", "masks", "pictures", "scale", "tokens"}
 
 
 def check_parameters(given: Mapping[str, Any], *, several: bool = False, objects: bool = True) -> None:
