@@ -25,6 +25,8 @@ class ExplorerSwitch(widgets.VBox):
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from selattn_lib import AggregationExplorer, HeadMaps
     >>> maps = HeadMaps.from_grids([([0, 1], np.random.default_rng(0).random((1, 1, 2, 4, 4)))], ["bear"], (32, 32))
     >>> maps = maps.with_pictures(np.zeros((1, 32, 32, 3), np.uint8))
     >>> orders = {"emoji-sd": [1, 0], "emoji-control": [0, 1]}

@@ -27,7 +27,7 @@ function followLink(scene, fragment) {
   const given = Object.fromEntries(fragment.slice(name.length + 2).split("-").map((part) => [part[0], part.slice(1)]));
   const { get, nHeads, constants } = scene;
   const regions = new Set(get("items").flatMap((item) => item.regions)).size;
-  const concepts = [0, scene.concepts.length - 1 + (get("kind") === "heads" ? regions : 0)];
+  const concepts = [0, scene.concepts.length - 1 + (get("kind") === "heads" ? 1 + regions : 0)];
   const ranges = { word: [0, get("words").length - 1], image: [0, get("labels").length - 1], k: [1, nHeads] };
   Object.assign(ranges, { threshold: constants.thresholds, method: [0, constants.methods.length - 1] });
   for (const each of ["concept_0", "concept_1", "concept_2"]) ranges[each] = concepts;
