@@ -16,7 +16,7 @@ import xarray as xr
 from IPython.display import HTML, display
 
 from ..evaluation.scores import iou
-from ..maps.consensus import head_features
+from ..maps.consensus import by_agreement, head_features
 from ..maps.head_maps import HeadMaps
 from ..maps.head_sets import HeadSelection
 from ..maps.overlay import data_uri, overlay
@@ -259,7 +259,7 @@ class OneMapExplorer(Explorer):
 def _by_consensus(items: Sequence[Item]) -> list[int]:
     """All heads in the order of `consensus`, of the maps of a word."""
     agreement = [head_features(item.maps).sel(feature="consensus").values[0] for item in items]
-    return np.argsort(-np.mean(agreement, 0).round(9), kind="stable").tolist()
+    return by_agreement(np.mean(agreement, 0)).tolist()
 
 
 def _rows_of_layers(heads: Any) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ..attention.capture import capture
-from ..maps.consensus import head_features
+from ..maps.consensus import by_agreement, head_features
 from ..maps.head_maps import HeadMaps
 from ..maps.head_sets import HeadSelection
 from ..models.pipelines import check_draws_pictures
@@ -60,8 +60,7 @@ def agreement_ranking(maps: HeadMaps) -> dict[str, np.ndarray]:
     """What to rank heads by where no head relevance is known, as the explorers take it: head numbers, first those whose
     maps agree most with the mean map of all heads (`selattn_lib.maps.consensus`), averaged over words and pictures."""
     agreement = [head_features(maps, word).sel(feature="consensus").mean("image") for word in range(len(maps.words))]
-    order = np.argsort(-np.mean(agreement, axis=0).round(9), kind="stable")
-    return {"agreement with all heads": maps.heads[order]}
+    return {"agreement with all heads": maps.heads[by_agreement(np.mean(agreement, axis=0))]}
 
 
 def save_pictures(folder: Path, maps: HeadMaps, chosen: Mapping[str, HeadSelection], threshold: float) -> None:

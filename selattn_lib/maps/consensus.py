@@ -52,6 +52,11 @@ def head_features(maps: HeadMaps, word: int | str = 0) -> xr.DataArray:
     return xr.DataArray(values, coords, ("image", "head", "feature"))
 
 
+def by_agreement(agreement: np.ndarray | xr.DataArray) -> np.ndarray:
+    """Positions of heads, those first that agree most, by their `agreement` (head); equal ones in their order."""
+    return np.argsort(-np.asarray(agreement).round(9), kind="stable")
+
+
 def consensus(maps: HeadMaps, k: int = 40, *, word: int | str = 0) -> np.ndarray:
     """The k heads whose maps agree most with the mean map of all heads.
 
@@ -87,8 +92,7 @@ def consensus(maps: HeadMaps, k: int = 40, *, word: int | str = 0) -> np.ndarray
     """
     if not 1 <= k <= maps.n_heads:
         raise ValueError(f"k={k}: expected a number of heads from 1 to {maps.n_heads}")
-    agreement = head_features(maps, word).sel(feature="consensus").mean("image").values
-    return maps.heads[np.argsort(-agreement.round(9), kind="stable")[:k]]
+    return maps.heads[by_agreement(head_features(maps, word).sel(feature="consensus").mean("image"))[:k]]
 
 
 def finest_heads(maps: HeadMaps) -> np.ndarray:
