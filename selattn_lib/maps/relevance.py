@@ -39,7 +39,7 @@ class HeadRelevance:
     counts : xarray.DataArray (concept, head), optional
         The votes themselves, None where only scores are published.
     votes : xarray.DataArray (image, concept, head), optional
-        The votes of each image, None unless they were counted here: files do not hold them.
+        The votes of each image, None where only their sums or scores are known.
 
     Examples
     --------
@@ -121,8 +121,8 @@ class HeadRelevance:
 
         Examples
         --------
-        >>> load_hrv("emoji-sd").orders("Animals").shape  # a file holds no votes of single images
-        (1, 128)
+        >>> load_hrv("emoji-sd").orders("Animals").shape  # itself, and 50 draws
+        (51, 128)
         """
         counts = self.redrawn(concept, draws, seed)
         return counts.copy(data=np.argsort(-counts.values, axis=1, kind="stable"))
@@ -148,7 +148,7 @@ class HeadRelevance:
     def noise(self) -> str:
         """What intervals know of the noise of the ranking."""
         if self.votes is None:
-            return "the head relevance is imported, without its images: intervals leave out the noise of the ranking"
+            return "the head relevance comes without its images' votes: intervals leave out the noise of the ranking"
         return f"intervals hold the noise of the ranking, which was counted on {self.votes.sizes['image']} images"
 
     def _row(self, concept: str) -> np.ndarray:
@@ -169,13 +169,15 @@ class HeadRelevance:
         return k
 
     def save(self, path: str | Path) -> None:
-        """Write one .npz file, without pickles."""
+        """Write one .npz file, without pickles; with the votes of each image where they are known."""
         arrays = {
             "scores": self.scores.values,
             "concepts": np.array(self.scores["concept"].values, dtype=str),
             "heads": np.array(self.scores["head"].values, dtype=str),
         }
-        if self.counts is not None:
+        if self.votes is not None:
+            arrays["votes"] = self.votes.values.astype("uint32")
+        elif self.counts is not None:
             arrays["counts"] = self.counts.values
         np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
 
@@ -201,6 +203,9 @@ class HeadRelevance:
             raise ValueError(f"{path} holds {sorted(file)} but no {sorted(missing)}; save() writes them.")
         concepts, heads = (np.atleast_1d(file[name]).tolist() for name in ("concepts", "heads"))
         scores = _normed(_table(file["scores"], concepts, heads, path), path)
+        if "votes" in file:
+            votes = xr.concat([_table(image, concepts, heads, path) for image in file["votes"]], "image").astype(int)
+            return cls(scores, votes.sum("image"), votes)
         return cls(scores, _table(file["counts"], concepts, heads, path) if "counts" in file else None)
 
     @classmethod

@@ -52,11 +52,11 @@ def replace(path: Path, nb: NotebookNode | bytes) -> None:
 
 
 def fingerprint(notebook: Path, parameters: Mapping[str, Any]) -> str:
-    """Hash of what decides a notebook's outputs: its cells, the parameters, the embedded model and the concepts, and
-    the format of stored studies. What a change of the library does to outputs is found by replaying them."""
-    cells = [(cell.cell_type, cell.source) for cell in read(notebook).cells]
-    decisive = [cells, dict(parameters), FORMAT, digest_of_model(LIBRARY)]
-    if any("planted_heads" in source or "emoji-control" in source for _, source in cells):
+    """Hash of what decides a notebook's outputs: its code, the parameters, the embedded model and the concepts, and the
+    format of stored studies. What a change of the library does to outputs is found by replaying them."""
+    code = [cell.source for cell in read(notebook).cells if cell.cell_type == "code"]
+    decisive = [code, dict(parameters), FORMAT, digest_of_model(LIBRARY)]
+    if any("planted_heads" in source or "emoji-control" in source for source in code):
         decisive.append(digest_of_control(LIBRARY))
     return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -97,6 +97,21 @@ def write_mark(executed: Path, mark: str | None) -> None:
     replace(executed.parent / MARKS, f"{lines}\n".encode())
 
 
+def take_prose(executed: Path, notebook: Path) -> None:
+    """Give an executed notebook the prose of the notebook that it was made from, whose code is the same."""
+    done, nb = read(executed), read(notebook)
+    of_code = [cell for cell in done.cells if cell.cell_type == "code"]
+    injected = [cell for cell in of_code if "injected-parameters" in cell.metadata.get("tags", [])]
+    outputs = iter(cell for cell in of_code if cell not in injected)
+    cells = []
+    for cell in nb.cells:
+        cells.append(next(outputs) if cell.cell_type == "code" else cell)
+        cells += injected if "parameters" in cell.metadata.get("tags", []) else []
+    if cells != done.cells:
+        done.cells = cells
+        replace(executed, done)
+
+
 def run_notebook(notebook: Path, out: Path, parameters: Mapping[str, Any], *, again: bool = False) -> bool:
     """Execute `notebook` into `out`, unless `out` is current, or `notebook` itself was executed with these sources and
     is copied; returns whether anything was run. `again`: execute it in any case.
@@ -117,6 +132,7 @@ def run_notebook(notebook: Path, out: Path, parameters: Mapping[str, Any], *, ag
 
     mark = fingerprint(notebook, parameters)
     if is_current(out, mark) and not again:
+        take_prose(out, notebook)
         return False
     out.parent.mkdir(parents=True, exist_ok=True)
     if is_current(notebook, mark) and not again:

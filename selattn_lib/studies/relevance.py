@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..attention.scoring import score_heads
 from ..concepts import read_lines
-from ..maps.relevance import HeadRelevance, load_hrv
+from ..maps.relevance import SHIPPED, HeadRelevance, load_hrv
 from ..models.heads import cross_attention_heads
 from ..models.pipelines import EMBEDDED, in_embedded_world, network_layout
 from .base import StudyBase
@@ -98,6 +98,14 @@ class RelevanceStudy(StudyBase):
     def run(self, workers: Any = None, bar: tqdm | None = None) -> HeadRelevance:
         return head_relevance(self.load_or_compute(workers, bar))
 
+    @property
+    def is_shipped(self) -> bool:
+        """Whether its result comes with the library: an embedded model's, counted with the defaults of a study."""
+        how = {"batch", "dtype"}
+        return self.model in SHIPPED and self.model_dump(exclude=how) == type(self)(model=self.model).model_dump(
+            exclude=how
+        )
+
     def counts(self) -> xr.DataArray:
         """Votes (image, concept, head) of every image, for split halves; runs what is missing."""
         return self.load_or_compute()["counts"].astype(int)
@@ -111,7 +119,7 @@ def relevance_for(model: str, hrv: str | Path = "", **settings: Any) -> HeadRele
     model : str
         As for `load_pipeline`.
     hrv : path
-        What to read (see `load_hrv`); if empty, it is measured.
+        What to read (see `load_hrv`). If empty, it is measured, unless what is asked for is what comes with the model.
     **settings
         Those of the `RelevanceStudy` that measures it.
 
@@ -127,11 +135,12 @@ def relevance_for(model: str, hrv: str | Path = "", **settings: Any) -> HeadRele
 
     Examples
     --------
-    >>> relevance_for("emoji-sd", "emoji-sd").scores.dims
+    >>> relevance_for("emoji-sd").scores.dims
     ('concept', 'head')
     """
     if not hrv:
-        return RelevanceStudy(model=model, **settings).run()
+        study = RelevanceStudy(model=model, **settings)
+        return load_hrv(model) if study.is_shipped else study.run()
     relevance, heads = load_hrv(str(hrv)), cross_attention_heads(network_layout(model)).names
     if (names := relevance.scores["head"].values.tolist()) != heads:
         raise ValueError(

@@ -50,6 +50,17 @@ def test_a_current_notebook_is_not_run_again(tmp_path: Path) -> None:
     assert count.read_text() == "xx"
     assert "20" in nbformat.read(out / "a.ipynb", as_version=4).cells[-1].outputs[0].text
 
+    nb = nbformat.read(notebook, as_version=4)
+    nb.cells[:1] = [new_markdown_cell("# Another title", id="title"), new_markdown_cell("and more", id="more")]
+    nbformat.write(nb, notebook)
+    assert cli.main(["run", str(notebook), "--out", str(out), "-p", "heads", "20"]) == 0
+    assert count.read_text() == "xx", "prose decides no output"
+    told = nbformat.read(out / "a.ipynb", as_version=4).cells
+    assert [cell.source.partition("\n")[0] for cell in told] == [
+        "# Another title", "and more", "heads = 30", "# Parameters", source
+    ]  # fmt: skip
+    assert "20" in told[-1].outputs[0].text
+
     write_notebook(notebook, "heads = 31", source)
     assert cli.main(["run", str(notebook), "--out", str(out)]) == 0
     assert count.read_text() == "xxx"

@@ -28,6 +28,17 @@ def test_relevance_does_not_depend_on_the_batch_and_splits_in_halves() -> None:
     assert len(set(study.prompts())) == 4
 
 
+def test_what_the_shipped_relevance_was_counted_by_is_not_counted_again(runs: Path) -> None:
+    shipped, study = load_hrv("emoji-sd"), RelevanceStudy()
+    assert relevance_for("emoji-sd", batch=1).votes.equals(shipped.votes) and not (runs / "runs").exists()
+    assert shipped.votes is not None and shipped.votes.sizes["image"] == study.images
+    first = study.compute([0])["counts"].isel(image=0).values
+    assert np.mean(first == shipped.votes[0].values) > 0.99, "but for the last bits of another batch or processor"
+    for other in ({"images": 81}, {"seed": 1}, {"start_token": True}, {"concepts": {"Animals": ["bear"]}}):
+        assert not RelevanceStudy(**other).is_shipped, other
+    assert not RelevanceStudy(model="emoji-control@0.5").is_shipped
+
+
 def test_prompts_of_ones_own(runs: Path) -> None:
     (runs / "mine.txt").write_text("a cat asleep\n\n  two dogs at sea  \n")
     study = RelevanceStudy(images=6, classes=["tench", "quilt"], texts=str(runs / "mine.txt"))
