@@ -200,8 +200,8 @@ def test_how_many_generations():
     said = answers.generations(shared, {"generated": scores, "known truth": scores / 2}, heads=30)
     assert said == (
         "Two vectors of 40 generations each share 95% [90%, 100%] of their top 30 heads (95 % of splits), two of 2 "
-        "each 65%. The heads that 2 generations name draw maps with a mean IoU of 0.650 ± 0.050, those that 40 name 0.610 ± "
-        "0.010 (generated)."
+        "each 65%. The heads that 2 generations name draw maps with a mean IoU of 0.650 ± 0.050, those that 40 name "
+        "0.610 ± 0.010 (generated)."
     )
     assert brief(said)
 
