@@ -131,22 +131,26 @@ def effects(scores: xr.DataArray, against: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """How many, and which: "2 (Animals, Plants)"; "0" for none."""
-    return f"{len(names)} ({', '.join(names)})" if names else "0"
+    """How many, and which: "2 (Animals, Plants)"; "none"."""
+    return f"{len(names)} ({', '.join(names)})" if names else "none"
 
 
 def beyond(gains: Mapping[str, Mapping[str, Difference]], *, heads: int) -> str:
     """For how many concepts selection helps, from benchmark -> concept -> gain of its top heads over all heads, and the
     mean gain on the first benchmark, with an interval over concepts where there are six or more."""
     sentences = []
-    for number, (name, of) in enumerate(gains.items()):
+    for name, of in gains.items():
         better, worse = ([concept for concept, gain in of.items() if direction(gain) == sign] for sign in (1, -1))
         few = [concept for concept, gain in of.items() if gain.too_few]
-        unknown = f", and too few words to tell for {listed(few)}" if few else ""
-        mean = f" (mean gain in IoU {mean_interval([g.mean for g in of.values()])})" if len(of) > 5 else ""
-        found = f"better maps than all heads for {listed(better)} of {len(of)} concepts, worse for {listed(worse)}"
-        whose = "they draw" if number else f"a concept's own top {heads} heads draw"
-        sentences.append(f"On {name}, {whose} {found}{unknown}{'' if number else mean}.")
+        unknown = f", with too few words to tell for {listed(few)}" if few else ""
+        if sentences:
+            sentences.append(f"On {name}: better for {listed(better)}, worse for {listed(worse)}{unknown}.")
+            continue
+        mean = f"; mean gain in IoU {mean_interval([gain.mean for gain in of.values()])}" if len(of) > 5 else ""
+        sentences.append(
+            f"On {name}, a concept's own top {heads} heads draw better maps than all heads for {listed(better)} of "
+            f"{len(of)} concepts, worse ones for {listed(worse)}{unknown}{mean}."
+        )
     return " ".join(sentences)
 
 
