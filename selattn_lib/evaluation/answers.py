@@ -191,8 +191,9 @@ def told_apart(log_ratios: np.ndarray) -> str:
         return f"{len(log_ratios) or 'No'} pictures with both meanings: too few to tell whether their maps differ."
     ordered = log_ratios[:, 0] > log_ratios[:, 1]
     interval, (text, _) = share_interval(ordered), share(ordered)
-    apart = "do not clearly tell the two meanings apart"
-    apart = "tell the two meanings apart" if interval.low > 0.5 else "mix them up" if interval.high < 0.5 else apart
+    meanings = "the two meanings of a word"
+    apart = f"tell {meanings} apart" if interval.low > 0.5 else f"do not clearly tell {meanings} apart"
+    apart = f"mix up {meanings}" if interval.high < 0.5 else apart
     return (
         f"The heads of the two concepts {apart}: their maps lean the right way round in {text} of {len(ordered)} "
         "pictures with both meanings, by chance in 50%."
@@ -204,9 +205,9 @@ def detector(areas: Mapping[str, Interval]) -> str:
     best = max(areas, key=lambda name: np.nan_to_num(areas[name].mean))
     if np.isnan(areas[best].mean):
         return "No word has pictures that were read right and others that were not: no detector can be scored."
-    tells = "tells misread prompts apart" if areas[best].low > 0.5 else "is not clearly better than chance"
+    tells = "finds them" if areas[best].low > 0.5 else "is not clearly better than chance"
     area = f"area under the ROC curve {areas[best]}, by chance 0.5"
-    return f"The best of {len(areas)} detectors, {best}, {tells}: {area}."
+    return f"The best of {len(areas)} detectors of misread prompts, {best}, {tells}: {area}."
 
 
 def generations(shared: xr.DataArray, scores: Mapping[str, xr.DataArray], *, heads: int) -> str:

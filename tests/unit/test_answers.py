@@ -163,7 +163,8 @@ def test_maps_of_two_meanings():
 
 
 @pytest.mark.parametrize(
-    ("right", "said"), [(20, "tell the two meanings apart"), (10, "do not clearly tell"), (1, "mix them up")]
+    ("right", "said"),
+    [(20, "tell the two meanings of a word apart"), (10, "do not clearly tell"), (1, "mix up the two meanings")],
 )
 def test_whether_two_meanings_are_told_apart(right, said):
     logs = np.array([[0.2, 0.1]] * right + [[0.1, 0.2]] * (20 - right))
@@ -174,14 +175,12 @@ def test_whether_two_meanings_are_told_apart(right, said):
     assert answers.told_apart(logs[:0]).startswith("No pictures with both meanings")
 
 
-@pytest.mark.parametrize(
-    "low, verdict", [(0.55, "tells misread prompts apart"), (0.45, "is not clearly better than chance")]
-)
+@pytest.mark.parametrize("low, verdict", [(0.55, "finds them"), (0.45, "is not clearly better than chance")])
 def test_the_best_detector(low, verdict):
     areas = {"attention": Interval(0.4, 0.2, 0.6), "two places": Interval(0.7, low, 0.9)}
     assert answers.detector(areas).startswith(
-        f"The best of 2 detectors, two places, {verdict}: area under the ROC curve 0.700 [{low:.3f}, 0.900], "
-        "by chance 0.5."
+        f"The best of 2 detectors of misread prompts, two places, {verdict}: area under the ROC curve "
+        f"0.700 [{low:.3f}, 0.900], by chance 0.5."
     )
 
 
