@@ -153,8 +153,9 @@ def comparison_table(scores: xr.DataArray, *, against: str, score: str = "mean I
             p = "" if difference.none else format_p(difference.p).removeprefix("p = ")
             row[1:] = difference.parts[0], p, f"{ahead.sum()} of {len(ahead)}"
         rows.append(row)
-    lowest = format_p(2 / 2 ** len(np.unique(groups))).removeprefix("p = ").removeprefix("p ")
-    columns = [f"{score} [95 %]", f"less {against} [95 %]", f"p (lowest: {lowest})", "ahead"]
+    lowest = 2 / 2 ** len(np.unique(groups))
+    p_head = f"p (≥\N{NO-BREAK SPACE}{lowest:.3f})" if lowest >= 0.001 else "p"
+    columns = [f"{score} [95 %]", f"less {against} [95 %]", p_head, "ahead"]
     return pd.DataFrame(rows, index=pd.Index(scores["set"].values, name="heads"), columns=columns)
 
 

@@ -23,7 +23,7 @@ def test_comparison_table_is_paired_and_by_group():
     assert table.loc["all"].tolist() == [str(mean_interval(base, groups)), "", "", ""]
     better_by = table.loc["better", "less all [95 %]"]
     assert better_by.startswith("+0.")
-    p = table.loc["better", "p (lowest: 0.125)"]  # of four groups
+    p = table.loc["better", "p (≥\N{NO-BREAK SPACE}0.125)"]  # of four groups
     assert f"{better_by}, p = {p} (the lowest)" == str(paired_difference(better, base, groups))
     assert table.loc["better", "ahead"] == "4 of 4" and table.shape[1] == 4, "what fits a phone"
     assert table.loc["same"].tolist()[1:] == ["no difference", "", "0 of 4"]
