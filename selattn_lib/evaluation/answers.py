@@ -38,8 +38,11 @@ PLAIN = {1: "better", -1: "worse", 0: "not clearly better or worse"}  # directio
 
 def leads(scores: Mapping[str, xr.DataArray], first: str, second: str, threshold: float) -> dict[str, Difference]:
     """Benchmark -> how far one set of heads is ahead of another, from its scores (image, set, threshold)."""
-    pairs = {name: [of.sel(set=s, threshold=threshold) for s in (first, second)] for name, of in scores.items()}
-    return {name: paired_difference(*pair, scores[name].subject) for name, pair in pairs.items()}
+    found = {}
+    for name, of in scores.items():
+        one, other = (of.sel(set=s, threshold=threshold) for s in (first, second))
+        found[name] = paired_difference(one, other, of.subject)
+    return found
 
 
 def comparison(first: str, second: str, lead: Difference) -> str:
@@ -138,7 +141,7 @@ def listed(names: Sequence[str]) -> str:
 def beyond(gains: Mapping[str, Mapping[str, Difference]], *, heads: int) -> str:
     """For how many concepts selection helps, from benchmark -> concept -> gain of its top heads over all heads, and the
     mean gain on the first benchmark, with an interval over concepts where there are six or more."""
-    sentences = []
+    sentences: list[str] = []
     for name, of in gains.items():
         better, worse = ([concept for concept, gain in of.items() if direction(gain) == sign] for sign in (1, -1))
         few = [concept for concept, gain in of.items() if gain.too_few]
