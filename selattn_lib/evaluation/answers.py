@@ -130,7 +130,7 @@ def effects(scores: xr.DataArray, against: str) -> str:
     ranking); sets that differ by the same everywhere have none."""
     base = scores.sel(set=against)
     sizes = {s: effect_size(scores.sel(set=s), base, scores.subject) for s in scores["set"].values.tolist()}
-    return "Cohen's d: " + (", ".join(f"{s} {d:+.2f}" for s, d in sizes.items() if d == d) or "none")
+    return "Cohen's d: " + ("; ".join(f"{s} {d:+.2f}" for s, d in sizes.items() if d == d) or "none")
 
 
 def listed(names: Sequence[str]) -> str:

@@ -63,7 +63,7 @@ class Table:
 
 def unbroken(text: str) -> str:
     """A number and its interval with no-break spaces between them; any other text as it is."""
-    whole = re.match(r"[-+]?[\d.]+ (\[|±|\(no interval|\(the lowest)", text)
+    whole = re.match(r"[-+]?[\d.]+ (\[|±|\(no interval)", text)
     return text.replace(" ", "\N{NO-BREAK SPACE}") if whole else text
 
 

@@ -35,7 +35,7 @@ def draws(*values: float) -> xr.DataArray:
 def test_differences_at_each_threshold():
     first, second = answers.differences(of_sets(), "top", "all").splitlines()
     # six words, all with the same sign: two of 2 ** 6 flips are as far from 0
-    assert first == "threshold 0.3: top less all = +0.100 [+0.100, +0.100], p = 0.031 (the lowest)"
+    assert first == "threshold 0.3: top less all = +0.100 [+0.100, +0.100], p = 0.031 (the lowest possible)"
     assert second == "threshold 0.4: top less all = no difference"
 
 
