@@ -221,8 +221,8 @@ def generations(shared: xr.DataArray, scores: Mapping[str, xr.DataArray], *, hea
     of_many = f"{common.mean:.0%} [{common.low:.0%}, {common.high:.0%}]"
     drawn = {n: f"{float(ious.sel(size=n).mean()):.3f} ± {float(ious.sel(size=n).std()):.3f}" for n in (few, many)}
     return (
-        f"Two vectors of {many} generations each share {of_many} of their top {heads} heads (95 % of splits), two of "
-        f"{few} each {float(shared.sel(size=few).mean()):.0%}. The heads that {few} generations name draw maps with a "
+        f"Two vectors counted on {many} images each share {of_many} of their top {heads} heads (95 % of splits), on "
+        f"{few} images each {float(shared.sel(size=few).mean()):.0%}. The heads that {few} images name draw maps with a "
         f"mean IoU of {drawn[few]}, those that {many} name {drawn[many]} ({name})."
     )
 
