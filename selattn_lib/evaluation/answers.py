@@ -222,8 +222,8 @@ def generations(shared: xr.DataArray, scores: Mapping[str, xr.DataArray], *, hea
     drawn = {n: f"{float(ious.sel(size=n).mean()):.3f} ± {float(ious.sel(size=n).std()):.3f}" for n in (few, many)}
     return (
         f"Two vectors counted on {many} images each share {of_many} of their top {heads} heads (95 % of splits), on "
-        f"{few} images each {float(shared.sel(size=few).mean()):.0%}. The heads that {few} images name draw maps with a "
-        f"mean IoU of {drawn[few]}, those that {many} name {drawn[many]} ({name})."
+        f"{few} images each {float(shared.sel(size=few).mean()):.0%}. The heads that {few} images name draw maps with "
+        f"a mean IoU of {drawn[few]}, those that {many} name {drawn[many]} ({name})."
     )
 
 

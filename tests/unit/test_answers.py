@@ -197,9 +197,9 @@ def test_how_many_generations():
     shared = xr.DataArray([[0.6, 0.7], [0.8, 0.8], [0.9, 1.0]], sizes, ("size", "draw"))
     said = answers.generations(shared, {"generated": scores, "known truth": scores / 2}, heads=30)
     assert said == (
-        "Two vectors counted on 40 images each share 95% [90%, 100%] of their top 30 heads (95 % of splits), on 2 images "
-        "each 65%. The heads that 2 images name draw maps with a mean IoU of 0.650 ± 0.050, those that 40 name 0.610 ± "
-        "0.010 (generated)."
+        "Two vectors counted on 40 images each share 95% [90%, 100%] of their top 30 heads (95 % of splits), on 2 "
+        "images each 65%. The heads that 2 images name draw maps with a mean IoU of 0.650 ± 0.050, those that 40 name "
+        "0.610 ± 0.010 (generated)."
     )
     assert brief(said)
 
