@@ -15,13 +15,12 @@ from .statistics import (
     Difference,
     Interval,
     direction,
-    format_correlation,
+    effect_size,
     format_p,
     mean_interval,
     paired_difference,
-    percentile,
     share_interval,
-    statement,
+    spread,
 )
 
 
@@ -34,26 +33,36 @@ def differences(scores: xr.DataArray, first: str, second: str) -> str:
     return "\n".join(lines)
 
 
-def verdict(scores: Mapping[str, xr.DataArray], first: str, second: str) -> str:
-    """At which thresholds one set of heads is ahead of another, from benchmark -> scores (image, set, threshold)."""
-    sentences = []
-    for name, of_sets in scores.items():
-        found: dict[str, list[str]] = {}
-        for threshold in of_sets["threshold"].values:
-            one, other = (of_sets.sel(set=s, threshold=threshold) for s in (first, second))
-            what = _verdict(paired_difference(one, other, of_sets.subject), second)
-            found.setdefault(what, []).append(f"{threshold:g}")
-        parts = [f"{what} at {'thresholds' if len(at) > 1 else 'threshold'} {_and(at)}" for what, at in found.items()]
-        sentences.append(f"On the {name} benchmark, {first} {_and(parts)}.")
+PLAIN = {1: "better", -1: "worse", 0: "not clearly better or worse"}  # direction -> word
+
+
+def leads(scores: Mapping[str, xr.DataArray], first: str, second: str, threshold: float) -> dict[str, Difference]:
+    """Benchmark -> how far one set of heads is ahead of another, from its scores (image, set, threshold)."""
+    found = {}
+    for name, of in scores.items():
+        one, other = (of.sel(set=s, threshold=threshold) for s in (first, second))
+        found[name] = paired_difference(one, other, of.subject)
+    return found
+
+
+def comparison(first: str, second: str, lead: Difference) -> str:
+    """Which of two sets of heads draws better maps, in plain words, and the mean difference of a score."""
+    if lead.none:
+        return f"{first} and {second} score the same"
+    if lead.too_few:
+        return f"there are too few words to tell whether {first} draw better maps than {second}: {lead.parts[0]}"
+    maps = {1: "better maps than", -1: "worse maps than", 0: "neither clearly better nor clearly worse maps than"}
+    return f"{first} draw {maps[direction(lead)]} {second}: {lead.parts[0]}"
+
+
+def verdict(lead: Mapping[str, Difference], first: str, second: str, score: str) -> str:
+    """Which of two sets of heads draws better maps: in full on the first benchmark, in a word on the others."""
+    (main, of_main), *others = lead.items()
+    sentences = [f"{comparison(first, second, of_main)} in {score} ({main})."]
+    for name, of in others:
+        word = "" if of.none else "too few words to tell, " if of.too_few else f"{PLAIN[direction(of)]}, "
+        sentences.append(f"On {name}: {word}{of.parts[0]}.")
     return " ".join(sentences)
-
-
-def _verdict(difference: Difference, other: str) -> str:
-    if difference.none:
-        return f"score the same as {other}"
-    if difference.too_few:
-        return f"have too few words to be compared with {other}"
-    return f"{('show no clear difference to', 'are ahead of', 'are behind')[direction(difference)]} {other}"
 
 
 def _and(names: Sequence[str]) -> str:
@@ -71,14 +80,20 @@ def best_numbers(curves: xr.DataArray) -> str:
     return "\n".join(lines)
 
 
-def best_k(curves: xr.DataArray) -> str:
-    """With how many heads the mean is highest at each threshold, from scores (image, k, threshold)."""
-    mean = curves.mean("image")
-    best = [
-        f"{int(of_one.idxmax('k'))} at threshold {float(of_one.threshold):g} ({float(of_one.max()):.3f})"
-        for of_one in mean.transpose("threshold", "k")
-    ]
-    return f"of {mean.sizes['k']} heads, the mean IoU is highest with {_and(best)}"
+def numbers_of_heads(scores: xr.DataArray, curves: xr.DataArray, tops: Sequence[str], second: str) -> str:
+    """Whether the best of some numbers of heads beats `second`, from scores (image, set, threshold), and which of all
+    numbers scores highest, from scores (image, k, threshold); both at the middle threshold."""
+    middle = sorted(scores["threshold"].values.tolist())[scores.sizes["threshold"] // 2]
+    at_middle = scores.sel(threshold=middle)
+    first_ranking = at_middle.isel(ranking=0, missing_dims="ignore").mean("image")
+    best = max(tops, key=lambda name: float(first_ranking.sel(set=name)))
+    lead = paired_difference(at_middle.sel(set=best), at_middle.sel(set=second), scores.subject)
+    mean = curves.sel(threshold=middle).mean("image")
+    return (
+        f"{comparison(f'{best}, the best of {len(tops)} numbers tried,', second, lead)} in IoU at {middle:g}. Of every "
+        f"number of heads, {int(mean.idxmax('k'))} of {mean.sizes['k']} score highest: {float(mean.max()):.3f}, where "
+        f"all score {float(mean[-1]):.3f}."
+    )
 
 
 def optimum(surface: xr.DataArray, plateau: xr.DataArray) -> str:
@@ -95,74 +110,51 @@ def optimum(surface: xr.DataArray, plateau: xr.DataArray) -> str:
     )
 
 
-def concept_heads(
-    top: xr.DataArray, every: xr.DataArray, random: xr.DataArray, same_layers: xr.DataArray, *, heads: int
+def against_random(
+    top: Mapping[str, xr.DataArray], random: Mapping[str, xr.DataArray], places: Mapping[str, int], *, concepts: int
 ) -> str:
-    """Whether a concept's top heads are more than random ones: `top` and `every` are scores (image) of these and of all
-    heads, the others mean scores (draw) of as many random heads, and of random heads of the same layers."""
-    lead = paired_difference(top, every, top.subject)
-    mean = float(every.mean()) + lead.mean
-    place, p = percentile(mean, random)
-    _, p_layers = percentile(mean, same_layers)
+    """Whether a concept's top heads draw better maps than random ones: on each benchmark scores (image) of these, mean
+    scores (draw) of as many random heads, and the place of the concept's heads among those of all `concepts`."""
+    main = next(iter(top))
+    score, chance = float(top[main].mean()), spread(random[main])
+    word = "better maps" if score > chance.high else "worse maps" if score < chance.low else "no better maps"
+    ahead = _and([f"{place - 1} ({name})" for name, place in places.items()])
     return (
-        f"{statement(f'the top {heads}', 'all heads', lead)}. "
-        f"Among {random.sizes['draw']} draws of {heads} random heads it is at percentile {place:.0f} ({format_p(p)}); "
-        f"against random heads of the same layers it is {mean - float(same_layers.mean()):+.3f} "
-        f"({format_p(p_layers)})."
+        f"draw {word} than random heads: IoU {score:.3f}, of random ones {chance} (95 % of draws, {main}). For these "
+        f"words, the heads of {ahead} of {concepts - 1} other concepts score higher."
     )
 
 
-def ceiling(
-    oracle: xr.DataArray, every: xr.DataArray, top: xr.DataArray, correlation: tuple[float, float], *, heads: int
-) -> str:
-    """How much there is to gain: scores (image) of the oracle's heads, of all heads and of a concept's top heads, and
-    the rank `correlation`, over heads, of relevance and a head's own score, with its p."""
-    gain, lead = (paired_difference(oracle, other, every.subject) for other in (every, top))
-    return (
-        f"{statement(f'the oracle of {heads} heads', 'all heads', gain)}, and "
-        f"{statement('it', f'the top {heads}', lead)}. The rank correlation of relevance and the score of a head's own "
-        f"map is {format_correlation(*correlation)}."
-    )
-
-
-def surface_answer(
-    surface: xr.DataArray, chosen: Difference, precision: xr.DataArray, *, top: str, every: str, weighted: str
-) -> str:
-    """What the choice of k and of the threshold gives, and what selecting and weighting do without a threshold.
-
-    `surface` (image, k, threshold) is of IoUs, `chosen` the lead over all heads of what is chosen on other words,
-    `precision` (image, set) of average precisions, in which the sets have the names given.
-    """
-    k = int(surface.mean("image").max("threshold").idxmax("k"))
-    of_set = {name: precision.sel(set=name) for name in (top, every, weighted)}
-    selected = statement(f"the {top}", every, paired_difference(of_set[top], of_set[every], precision.subject))
-    weighing = statement("weighting", f"the {top}", paired_difference(of_set[weighted], of_set[top], precision.subject))
-    return (
-        f"the mean IoU is highest at k = {k} of {surface.sizes['k']}; with k and threshold chosen on other words, "
-        f"{statement('the chosen k', every, chosen)}. By average precision, {selected} and {weighing}."
-    )
+def effects(scores: xr.DataArray, against: str) -> str:
+    """Cohen's d of each set's lead over one of them, on the means of words, from scores (image, set), or (image, set,
+    ranking); sets that differ by the same everywhere have none."""
+    base = scores.sel(set=against)
+    sizes = {s: effect_size(scores.sel(set=s), base, scores.subject) for s in scores["set"].values.tolist()}
+    return "Cohen's d: " + ("; ".join(f"{s} {d:+.2f}" for s, d in sizes.items() if d == d) or "none")
 
 
 def listed(names: Sequence[str]) -> str:
-    """How many, and which: "2 (Animals, Plants)"; "0" for none."""
-    return f"{len(names)} ({', '.join(names)})" if names else "0"
+    """How many, and which: "2 (Animals, Plants)"; "none"."""
+    return f"{len(names)} ({', '.join(names)})" if names else "none"
 
 
-def beyond(
-    gains: Mapping[str, Difference], places: Mapping[str, int], correlation: tuple[float, float], *, heads: int
-) -> str:
-    """For how many concepts selection helps: `gains` of each concept's top heads over all heads, the `places` of its
-    heads among those of all concepts, and the rank `correlation` of gain and concentration with its p."""
-    better, worse = ([name for name, gain in gains.items() if direction(gain) == sign] for sign in (1, -1))
-    first = [name for name, place in places.items() if place == 1]
-    few = [name for name, gain in gains.items() if gain.too_few]
-    unknown = f", with too few words to tell for {listed(few)}" if few else ""
-    alike = format_correlation(*correlation) if len(gains) > 4 else f"not known: {len(gains)} concepts are too few"
-    return (
-        f"of {len(gains)} concepts, the own top {heads} heads beat all heads for {listed(better)} and trail them for "
-        f"{listed(worse)}{unknown}. The best heads for a concept's words are its own for {listed(first)}. The rank "
-        f"correlation of the gain and the concentration of the vector is {alike}."
-    )
+def beyond(gains: Mapping[str, Mapping[str, Difference]], *, heads: int) -> str:
+    """For how many concepts selection helps, from benchmark -> concept -> gain of its top heads over all heads, and the
+    mean gain on the first benchmark, with an interval over concepts where there are six or more."""
+    sentences: list[str] = []
+    for name, of in gains.items():
+        better, worse = ([concept for concept, gain in of.items() if direction(gain) == sign] for sign in (1, -1))
+        few = [concept for concept, gain in of.items() if gain.too_few]
+        unknown = f", with too few words to tell for {listed(few)}" if few else ""
+        if sentences:
+            sentences.append(f"On {name}: better for {listed(better)}, worse for {listed(worse)}{unknown}.")
+            continue
+        mean = f"; mean gain in IoU {mean_interval([gain.mean for gain in of.values()])}" if len(of) > 5 else ""
+        sentences.append(
+            f"On {name}, a concept's own top {heads} heads draw better maps than all heads for {listed(better)} of "
+            f"{len(of)} concepts, worse ones for {listed(worse)}{unknown}{mean}."
+        )
+    return " ".join(sentences)
 
 
 def share(right: Any) -> tuple[str, float]:
@@ -195,20 +187,20 @@ def own_meanings(log_ratios: np.ndarray) -> str:
     )
 
 
-def own_meaning(ratios: xr.DataArray, own: Mapping[str, str]) -> str:
-    """Whether each meaning's heads fall on it more than other sets do, from `attention_on`; `own`, meaning -> the set
-    of its heads."""
-    sentences = []
-    for meaning, name in own.items():
-        of_set = {str(s): ratios.sel(heads=s, mask=meaning).values for s in ratios["heads"].values}
-        if (images := int(np.nan_to_num(of_set[name][3]))) < 6:
-            sentences.append(f"{meaning} is in {images or 'no'} picture{'s' * (images > 1)}, too few to tell")
-            continue
-        means = {s: Interval(*values[:3]) for s, values in of_set.items()}
-        others = ", ".join(f"{s} {interval}" for s, interval in means.items() if s != name)
-        highest = "score highest" if name == max(means, key=lambda s: means[s].mean) else "do not score highest"
-        sentences.append(f"on {meaning}, the heads for it {highest}: {name} {means[name]}, {others}")
-    return "; ".join(sentences)
+def told_apart(log_ratios: np.ndarray) -> str:
+    """Whether the maps of two concepts' heads tell two meanings of a word apart, from log ratios as for `own_meanings`:
+    in how many pictures they lean the right way round, of two random maps one half."""
+    if len(log_ratios) < 6:
+        return f"{len(log_ratios) or 'No'} pictures with both meanings: too few to tell whether their maps differ."
+    ordered = log_ratios[:, 0] > log_ratios[:, 1]
+    interval, (text, _) = share_interval(ordered), share(ordered)
+    meanings = "the two meanings of a word"
+    apart = f"tell {meanings} apart" if interval.low > 0.5 else f"do not clearly tell {meanings} apart"
+    apart = f"mix up {meanings}" if interval.high < 0.5 else apart
+    return (
+        f"The heads of the two concepts {apart}: their maps lean the right way round in {text} of {len(ordered)} "
+        "pictures with both meanings, by chance in 50%."
+    )
 
 
 def detector(areas: Mapping[str, Interval]) -> str:
@@ -216,50 +208,51 @@ def detector(areas: Mapping[str, Interval]) -> str:
     best = max(areas, key=lambda name: np.nan_to_num(areas[name].mean))
     if np.isnan(areas[best].mean):
         return "No word has pictures that were read right and others that were not: no detector can be scored."
-    tells = "tells misread prompts apart" if areas[best].low > 0.5 else "is not clearly better than chance"
+    tells = "finds them" if areas[best].low > 0.5 else "is not clearly better than chance"
+    area = f"area under the ROC curve {areas[best]}, by chance 0.5"
+    return f"The best of {len(areas)} detectors of misread prompts, {best}, {tells}: {area}."
+
+
+def generations(shared: xr.DataArray, scores: Mapping[str, xr.DataArray], *, heads: int) -> str:
+    """How many generations a head relevance vector needs, from the share (size, draw) of top heads that two of n
+    generations have in common, and from the mean IoU (size, draw), on each benchmark, of the heads that n name."""
+    few, many = int(shared["size"][0]), int(shared["size"][-1])
+    (name, ious), common = next(iter(scores.items())), spread(shared.sel(size=many))
+    of_many = f"{common.mean:.0%} [{common.low:.0%}, {common.high:.0%}]"
+    drawn = {n: f"{float(ious.sel(size=n).mean()):.3f} ± {float(ious.sel(size=n).std()):.3f}" for n in (few, many)}
     return (
-        f"The best of {len(areas)} detectors, {best}, {tells}: area under the ROC curve {areas[best]}. It is the best "
-        "on the pictures that it is scored on, so its lead is a little optimistic."
+        f"Two vectors counted on {many} images each share {of_many} of their top {heads} heads (95 % of splits), on "
+        f"{few} images each {float(shared.sel(size=few).mean()):.0%}. The heads that {few} images name draw maps with "
+        f"a mean IoU of {drawn[few]}, those that {many} name {drawn[many]} ({name})."
     )
 
 
-def generations(
-    correlation: xr.DataArray, shared: xr.DataArray, scores: Mapping[str, xr.DataArray], *, heads: int
-) -> str:
-    """How many generations a head relevance vector needs, from what two of n generations agree on, (size), and from the
-    mean IoU (size, draw), on each benchmark, of the top heads that n generations name."""
-    sizes = sorted({int(shared["size"][0]), int(shared["size"][-1])})
-    agreements = [
-        f"two vectors of {n} generations each share {float(shared.sel(size=n)):.0%} of their top {heads} heads (rank "
-        f"correlation {float(correlation.sel(size=n)):.2f})"
-        for n in sizes
-    ]
-    sentences = [f"Over all concepts, {', and '.join(agreements)}."]
-    for name, ious in scores.items():
-        means, deviations = ious.mean("draw"), ious.std("draw")
-        ends = [
-            f"{float(means.sel(size=n)):.3f} ± {float(deviations.sel(size=n)):.3f} where {n} generations name them"
-            for n in sizes
-        ]
-        sentences.append(f"On the {name} benchmark the mean IoU of the top {heads} heads is {_and(ends)}.")
-    return " ".join(sentences)
+def left(presence: Mapping[tuple[str, str, int], xr.Dataset], concepts: Sequence[str], *, heads: int) -> str:
+    """A line for each measure and concept: its mean with all heads on, and with so many off, from the `presence` in the
+    pictures of (concept, order of the heads, number of heads off)."""
+    orders = (("none", 0), ("most relevant first", heads), ("least relevant first", heads))
+    lines = []
+    for measure in ("area", "score"):
+        for concept in concepts:
+            on, most, least = (float(presence[concept, *order][measure].mean()) for order in orders)
+            lines.append(f"{measure} of {concept}: {on:.3f} with all heads on, {most:.3f} without the {heads} most")
+            lines[-1] += f" relevant, {least:.3f} without the {heads} least relevant"
+    return "\n".join(lines)
 
 
 def weakened(presence: Mapping[tuple[str, str, int], xr.Dataset], concept: str, other: str, *, heads: int) -> str:
-    """What is left of a concept, and of another, when so many of its heads are off, from the `presence` in the pictures
-    of (concept, order of the heads, number of heads off)."""
-    sentences = []
-    orders = (("none", 0), ("most relevant first", heads), ("least relevant first", heads))
-    for measure in ("area", "score"):
-        on, most, least = (presence[concept, *order][measure] for order in orders)
-        before, after = (float(presence[other, *order][measure].mean()) for order in orders[:2])
-        sentences.append(
-            f"With {heads} heads off, the {measure} of {concept} is {float(most.mean()):.3f} if they are the most "
-            f"relevant to it and {float(least.mean()):.3f} if the least, {float(on.mean()):.3f} with all heads on: "
-            f"most less least relevant is {paired_difference(most, least, on.subject)}. Without the heads of "
-            f"{concept}, the {measure} of {other} in their pictures goes from {before:.3f} to {after:.3f}."
-        )
-    return " ".join(sentences)
+    """Whether a concept goes with its heads, by the segmenter's score, and what becomes of another; as for `left`."""
+    orders = (("most relevant first", heads), ("least relevant first", heads))
+    most, least = (presence[concept, *order]["score"] for order in orders)
+    lead = paired_difference(most, least, most.subject)
+    on, off = (float(presence[other, *order]["score"].mean()) for order in (("none", 0), orders[0]))
+    than = f"with the {heads} least relevant off: {lead.parts[0]} in the segmenter's score"
+    if lead.too_few:
+        found = f"There are too few words to tell whether more of {concept} is left than {than}"
+    else:
+        how = {1: "more", -1: "less", 0: "neither clearly more nor clearly less"}[direction(lead)]
+        found = f"With the {heads} heads most relevant to {concept} off, {how} of it is left than {than}"
+    return f"{found}. Without the same heads, the score of {other} goes from {on:.3f} to {off:.3f}."
 
 
 def pays_from(gains: Mapping[float, Interval]) -> str:

@@ -61,7 +61,7 @@ class Difference(NamedTuple):
     >>> print(Difference(0.05, 0.031, 0.069, 0.003))
     +0.050 [+0.031, +0.069], p = 0.003
     >>> print(Difference(0.05, 0.031, 0.069, 2 / 2**10, 10))
-    +0.050 [+0.031, +0.069], p = 0.002 (the lowest)
+    +0.050 [+0.031, +0.069], p = 0.002 (the lowest possible)
     """
 
     mean: float
@@ -88,7 +88,7 @@ class Difference(NamedTuple):
         if np.isnan(self.low):
             return f"{self.mean:+.3f} (no interval)", ""
         lowest = self.groups is not None and 0.001 <= self.p <= 2 / 2**self.groups
-        p = format_p(self.p) + (" (the lowest)" if lowest else "")
+        p = format_p(self.p) + (" (the lowest possible)" if lowest else "")
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]", p
 
     def __str__(self) -> str:
@@ -302,7 +302,7 @@ def statement(first: str, second: str, difference: Difference) -> str:
     >>> statement("A", "B", Difference(0.05, 0.031, 0.069, 0.003))
     'A beats B (+0.050 [+0.031, +0.069], p = 0.003)'
     >>> statement("A", "B", Difference(0.05, 0.031, 0.069, 0.25, 3))
-    'there are too few words to compare A with B (+0.050 [+0.031, +0.069], p = 0.250 (the lowest))'
+    'there are too few words to compare A with B (+0.050 [+0.031, +0.069], p = 0.250 (the lowest possible))'
     """
     if difference.none:
         return f"{first} and {second} score the same"

@@ -13,7 +13,7 @@ import xarray as xr
 from ..maps.head_maps import HeadMaps
 from .baselines import best_disc, centred_disc, full_frame
 from .scores import iou
-from .statistics import effect_size, format_p, mean_interval, paired_difference, percentile, spread
+from .statistics import format_p, mean_interval, paired_difference, percentile, spread
 
 # Mean IoU at thresholds 0.3, 0.4 and 0.5: the paper's Tables 1 to 3, Stable Diffusion v1.4, *Animals*, 100 images.
 PAPER = {
@@ -63,7 +63,7 @@ class Table:
 
 def unbroken(text: str) -> str:
     """A number and its interval with no-break spaces between them; any other text as it is."""
-    whole = re.match(r"[-+]?[\d.]+ (\[|±|\(no interval|\(the lowest)", text)
+    whole = re.match(r"[-+]?[\d.]+ (\[|±|\(no interval)", text)
     return text.replace(" ", "\N{NO-BREAK SPACE}") if whole else text
 
 
@@ -131,32 +131,31 @@ def comparison_table(scores: xr.DataArray, *, against: str, score: str = "mean I
     Returns
     -------
     pandas.DataFrame
-        A row a set: the mean; the difference; its p; Cohen's d on prompt means; and in how many prompts it is ahead.
+        A row a set: the mean; the difference; its p, under a head that says how low it can be; and in how many prompts
+        the set is ahead.
 
     Examples
     --------
     >>> coords = {"set": ["all", "top"], "subject": ("image", list("abcd"))}
     >>> scores = xr.DataArray([[0.5, 0.6], [0.6, 0.66], [0.7, 0.7], [0.6, 0.8]], coords, ("image", "set"))
     >>> print(*comparison_table(scores, against="all").loc["top"], sep="; ")
-    0.690 [0.556, 0.824]; +0.090 [-0.044, +0.224]; 0.250; +1.07; 3 of 4
+    0.690 [0.556, 0.824]; +0.090 [-0.044, +0.224]; 0.250; 3 of 4
     """
     groups, base = scores["subject"].values, scores.sel(set=against)
     rows = []
     for name in scores["set"].values.tolist():
         values = scores.sel(set=name)
-        row = [str(mean_interval(values, groups)), "", "", "", ""]
+        row = [str(mean_interval(values, groups)), "", "", ""]
         if name != against:
-            size, lead = effect_size(values, base, groups), (values - base).values.reshape(len(values), -1)[:, 0]
+            lead = (values - base).values.reshape(len(values), -1)[:, 0]
             ahead = pd.Series(lead).groupby(groups).mean() > 0
-            difference, p = paired_difference(values, base, groups).parts
-            row[1:] = (
-                difference,
-                p.removeprefix("p = "),
-                "" if np.isnan(size) else f"{size:+.2f}",
-                f"{ahead.sum()} of {len(ahead)}",
-            )
+            difference = paired_difference(values, base, groups)
+            p = "" if difference.none else format_p(difference.p).removeprefix("p = ")
+            row[1:] = difference.parts[0], p, f"{ahead.sum()} of {len(ahead)}"
         rows.append(row)
-    columns = [f"{score} [95 %]", f"less {against} [95 %]", "p", "Cohen's d", "ahead"]
+    lowest = 2 / 2 ** len(np.unique(groups))
+    p_head = f"p (≥\N{NO-BREAK SPACE}{lowest:.3f})" if lowest >= 0.001 else "p"
+    columns = [f"{score} [95 %]", f"less {against} [95 %]", p_head, "ahead"]
     return pd.DataFrame(rows, index=pd.Index(scores["set"].values, name="heads"), columns=columns)
 
 

@@ -35,7 +35,7 @@ CHAPTERS = ("01_head_relevance", "02_segmentation", "03_most_vs_least", "04_mous
 NOTE = """```{{admonition}} Run on {model}
 :class: warning
 Every figure, table and printed number of this copy of the chapter was made with **{model}** by `selattn reproduce`. The
-words around them were written about `emoji-sd`.
+words around them, those below figures included, were written about `emoji-sd`.
 ```"""
 ANSWER = "**Answer.** Yours to give: what stands above was measured on {model}."
 
@@ -174,8 +174,14 @@ class Reproduction(ReproduceOptions):
         """Build the book of this run: its own first page, its chapters, then the rest of the book as committed."""
         site = self.folder / "site"
         stage(root, self.folder / "notebooks", site)
-        for notebook in (site / "notebooks").glob("*.ipynb"):
+        toc = yaml.safe_load((root / "_toc.yml").read_text())
+        chapters = [{"file": toc["root"]}, *(chapter for part in toc["parts"] for chapter in part["chapters"])]
+        own = [chapter for chapter in chapters if Path(chapter["file"]).name in CHAPTERS]
+        for chapter in own:  # the title of the book's own copy is what was found on emoji-sd
+            notebook = site / f"{chapter['file']}.ipynb"
             nb = nbformat.read(notebook, as_version=4)
+            _, _, text = nb.cells[0].source.partition("\n")
+            nb.cells[0].source = f"# {chapter['title']}, on {self.model}\n{text}"
             nb.cells.insert(1, new_markdown_cell(NOTE.format(model=self.model), id="reproduced"))
             for cell in nb.cells:
                 if cell.cell_type == "markdown" and cell.source.startswith("**Answer.**"):
@@ -188,9 +194,6 @@ class Reproduction(ReproduceOptions):
         config["title"] += f" On {self.model}"
         config["sphinx"]["config"]["measured_from"] = str((root / "notebooks").resolve())  # prose is about emoji-sd
         (site / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
-        toc = yaml.safe_load((root / "_toc.yml").read_text())
-        chapters = [{"file": toc["root"]}, *(chapter for part in toc["parts"] for chapter in part["chapters"])]
-        own = [{"file": f"notebooks/{name}"} for name in CHAPTERS]
         parts = [
             {"caption": f"The paper's experiments on {self.model}", "chapters": own},
             {"caption": "The book, on emoji-sd", "chapters": [chapter for chapter in chapters if chapter not in own]},

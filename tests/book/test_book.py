@@ -92,6 +92,20 @@ def test_the_first_page_has_three_doors_and_leads_to_the_papers_figures(book: Pa
     assert 'id="explore"' in html and "04_mouse_diagnosis.html#figure-4-1" in html
 
 
+def test_contents_have_whole_titles_and_the_sidebar_short_ones(book: Path) -> None:
+    first, page = (
+        BeautifulSoup((book / name).read_text(), "html.parser")
+        for name in ("book/intro.html", "notebooks/02_segmentation.html")
+    )
+    of_chapter = 'a[href$="notebooks/02_segmentation.html"]'
+    whole, short = (first.select_one(f"{place} {of_chapter}") for place in (".toctree-wrapper", "nav.bd-links"))
+    assert whole and short and page.h1 and page.h1.get_text().startswith(whole.get_text(strip=True))
+    assert (
+        whole.get_text(strip=True).startswith("On emoji-sd, ")
+        and short.get_text(strip=True) == "All heads or the top 30"
+    )
+
+
 def test_the_gallery_leads_to_every_figure(book: Path) -> None:
     captions = {
         (path.stem, number.replace(".", "-"))

@@ -1,5 +1,6 @@
 """A whole run of `selattn reproduce` on a narrow model: what it leaves, and that notebooks find their studies."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def test_the_book_of_the_run_says_which_model_it_is_about(reproduced: Path, surr
         page = (html / "notebooks" / f"{chapter}.html").read_text()
         answered = "Yours to give" in page or "<strong>Answer.</strong>" in page  # by a reader, or computed
         assert f"Run on {model}" in page and answered and "On this edition" not in page
+        assert re.search(rf"<h1>[^<]*, on {re.escape(model)}", page), "not the title of what emoji-sd shows"
     for page in ("book/intro", "notebooks/06_emoji_sd"):
         assert f"Run on {model}" not in (html / f"{page}.html").read_text()
 

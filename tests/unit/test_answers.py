@@ -1,11 +1,20 @@
 """The sentences of the chapters say what their numbers say."""
 
+import re
+
 import numpy as np
 import pytest
 import xarray as xr
 
 from selattn_lib.evaluation import answers
-from selattn_lib.evaluation.statistics import Difference, Interval, paired_difference, plateau
+from selattn_lib.evaluation.statistics import (
+    Difference,
+    Interval,
+    effect_size,
+    mean_interval,
+    paired_difference,
+    plateau,
+)
 
 WORDS = ["bear", "bird", "cat", "cow", "dog", "sheep"]
 AHEAD = Difference(0.05, 0.03, 0.07, 0.002)
@@ -26,7 +35,7 @@ def draws(*values: float) -> xr.DataArray:
 def test_differences_at_each_threshold():
     first, second = answers.differences(of_sets(), "top", "all").splitlines()
     # six words, all with the same sign: two of 2 ** 6 flips are as far from 0
-    assert first == "threshold 0.3: top less all = +0.100 [+0.100, +0.100], p = 0.031 (the lowest)"
+    assert first == "threshold 0.3: top less all = +0.100 [+0.100, +0.100], p = 0.031 (the lowest possible)"
     assert second == "threshold 0.4: top less all = no difference"
 
 
@@ -36,17 +45,38 @@ def of_sets() -> xr.DataArray:
     return xr.concat([scores, scores * 0 + 0.5], "threshold").assign_coords(threshold=[0.3, 0.4])
 
 
-def test_the_verdict_of_each_benchmark():
-    ahead, noisy = of_sets(), np.tile([0.2, -0.2], 6)
-    behind = xr.concat([1 - ahead.sel(threshold=0.3, drop=True)] * 2, "threshold").assign_coords(threshold=[0.3, 0.4])
-    unclear = ahead + xr.DataArray(noisy[:, None] * [1, 0], {"set": ["top", "all"]}, ("image", "set"))
-    few = ahead.isel(image=slice(4))
-    scores = {"generated": ahead, "known truth": behind, "own pictures": unclear, "few": few}
-    assert answers.verdict(scores, "top", "all") == (
-        "On the generated benchmark, top are ahead of all at threshold 0.3 and score the same as all at threshold 0.4. "
-        "On the known truth benchmark, top are behind all at thresholds 0.3 and 0.4. On the own pictures benchmark, "
-        "top are ahead of all at threshold 0.3 and score the same as all at threshold 0.4. On the few benchmark, top "
-        "have too few words to be compared with all at threshold 0.3 and score the same as all at threshold 0.4."
+def brief(answer: str) -> bool:
+    """Two sentences at most, of 45 words at most, a number and its interval being one."""
+    sentences = re.sub(r"\[[^]]*\]", "", answer.removesuffix(".")).split(". ")
+    return len(sentences) <= 2 and max(len(sentence.split()) for sentence in sentences) <= 45
+
+
+def test_the_verdict_of_two_benchmarks():
+    scores = of_sets()
+    lead = answers.leads({"generated": scores, "known truth": scores}, "top", "all", 0.3)
+    assert lead["generated"] == paired_difference(of_words(0.7), of_words(0.6), scores.subject)
+    said = answers.verdict({"generated": lead["generated"], "known truth": EVEN}, "top 30", "all heads", "IoU at 0.3")
+    assert said == (
+        "top 30 draw better maps than all heads: +0.100 [+0.100, +0.100] in IoU at 0.3 (generated). On known truth: "
+        "not clearly better or worse, +0.010 [-0.020, +0.040]."
+    )
+    assert brief(said)
+    said = answers.verdict({"known truth": BEHIND, "generated": BEHIND}, "top 30", "all heads", "IoU at 0.3")
+    assert said.startswith("top 30 draw worse maps than all heads: -0.050") and said.endswith(
+        ": worse, -0.050 [-0.070, -0.030]."
+    )
+    same = answers.leads({"generated": scores, "known truth": scores}, "top", "all", 0.4)
+    assert answers.verdict(same, "top", "all", "IoU") == (
+        "top and all score the same in IoU (generated). On known truth: no difference."
+    )
+
+
+def test_few_words_are_too_few_to_tell():
+    few = Difference(0.1, 0.05, 0.15, 2 / 2**4, 4)
+    said = answers.verdict({"generated": few, "known truth": few}, "top", "all", "IoU")
+    assert said == (
+        "there are too few words to tell whether top draw better maps than all: +0.100 [+0.050, +0.150] in IoU "
+        "(generated). On known truth: too few words to tell, +0.100 [+0.050, +0.150]."
     )
 
 
@@ -54,19 +84,23 @@ def test_the_noise_of_the_ranking_can_undo_a_verdict():
     by_rankings = of_sets() + xr.DataArray([0, 0.3, -0.3, 0.2], dims="ranking") * xr.DataArray(
         [1, 0], {"set": ["top", "all"]}, ("set",)
     )
-    assert answers.verdict({"generated": by_rankings}, "top", "all") == (
-        "On the generated benchmark, top show no clear difference to all at thresholds 0.3 and 0.4."
-    )
+    lead = answers.leads({"generated": by_rankings}, "top", "all", 0.3)
+    assert "neither clearly better nor clearly worse" in answers.verdict(lead, "top", "all", "IoU")
 
 
 def test_the_best_number_of_heads():
     curves = xr.DataArray([[[0.2], [0.5], [0.4]], [[0.4], [0.5], [0.4]]], dims=("image", "k", "threshold"))
     curves = curves.assign_coords(k=[1, 2, 3], threshold=[0.4])
     assert answers.best_numbers(curves) == "threshold 0.4: best k = 2 (IoU 0.500), all 3 heads 0.400"
-    both = xr.concat([curves, 1 - curves], "threshold").assign_coords(threshold=[0.4, 0.5])
-    assert answers.best_k(both) == (
-        "of 3 heads, the mean IoU is highest with 2 at threshold 0.4 (0.500) and 1 at threshold 0.5 (0.700)"
+    scores = xr.concat([of_words(0.3), of_words(0.5), of_words(0.6)], "set").assign_coords(
+        set=["top 1", "top 2", "all"]
     )
+    said = answers.numbers_of_heads(scores.expand_dims(threshold=[0.4]), curves, ["top 1", "top 2"], "all")
+    assert said == (
+        "top 2, the best of 2 numbers tried, draw worse maps than all: -0.100 [-0.100, -0.100] in IoU at 0.4. Of every "
+        "number of heads, 2 of 3 score highest: 0.500, where all score 0.400."
+    )
+    assert brief(said)
 
 
 def test_the_optimum_and_its_plateau():
@@ -84,52 +118,38 @@ def test_the_optimum_and_its_plateau():
     assert bool(plateau(surface, surface.subject).sel(k=2, threshold=0.4))
 
 
-def test_heads_of_a_concept_against_random_ones():
-    sentence = answers.concept_heads(
-        of_words(0.6), of_words(0.7), draws(0.5, 0.55, 0.65, 0.7), draws(0.4, 0.5, 0.5), heads=30
+@pytest.mark.parametrize(("mean", "word"), [(0.6, "no better"), (0.9, "better"), (0.2, "worse")])
+def test_heads_of_a_concept_against_random_ones(mean, word):
+    top, random = {"generated": of_words(mean)}, {"generated": draws(0.5, 0.55, 0.65, 0.7)}
+    said = answers.against_random(top, random, {"generated": 18, "known truth": 20}, concepts=21)
+    assert said == (
+        f"draw {word} maps than random heads: IoU {mean:.3f}, of random ones 0.600 [0.504, 0.696] (95 % of draws, "
+        "generated). For these words, the heads of 17 (generated) and 19 (known truth) of 20 other concepts score "
+        "higher."
     )
-    assert sentence == (
-        "the top 30 trails all heads (-0.100 [-0.100, -0.100], p = 0.031 (the lowest)). Among 4 draws of 30 "
-        "random heads it is at percentile 50 (p = 0.600); against random heads of the same layers it is +0.133 (p = "
-        "0.250)."
+    assert brief(said)
+
+
+def test_effects_leave_out_what_does_not_vary():
+    scores = xr.concat([of_words(0.7), of_words(0.5, 0.8, 0.6), of_words(0.7)], "set").transpose("image", "set")
+    said = answers.effects(scores.assign_coords(set=["all", "top", "same"]), "all")
+    assert said == f"Cohen's d: top {effect_size(of_words(0.5, 0.8, 0.6), of_words(0.7), scores.subject):+.2f}"
+
+
+def test_for_how_many_concepts_selection_helps():
+    gains = {"Animals": AHEAD, "Plants": BEHIND, "Tools": EVEN, "Toys": BEHIND, "Food": EVEN}
+    said = answers.beyond({"known truth": gains, "generated": gains}, heads=30)
+    assert said == (
+        "On known truth, a concept's own top 30 heads draw better maps than all heads for 1 (Animals) of 5 concepts, "
+        "worse ones for 2 (Plants, Toys). On generated: better for 1 (Animals), worse for 2 (Plants, Toys)."
     )
-
-
-def test_the_ceiling():
-    sentence = answers.ceiling(of_words(0.8), of_words(0.7), of_words(0.8), (0.03, 0.736), heads=30)
-    assert sentence == (
-        "the oracle of 30 heads beats all heads (+0.100 [+0.100, +0.100], p = 0.031 (the lowest)), and it and "
-        "the top 30 score the same. The rank correlation of relevance and the score of a head's own map is +0.03 (p = "
-        "0.736)."
-    )
-
-
-def test_the_surface():
-    mean = xr.DataArray([[0.1, 0.2], [0.5, 0.6], [0.5, 0.5]], {"k": [1, 2, 3]}, ("k", "threshold"))
-    precision = xr.concat([of_words(0.9), of_words(0.8), of_words(0.9)], "set")
-    precision["set"] = ["all heads", "top 30", "weighted"]
-    names = {"top": "top 30", "every": "all heads", "weighted": "weighted"}
-    assert answers.surface_answer(of_words(0.0) + mean, EVEN, precision, **names) == (
-        "the mean IoU is highest at k = 2 of 3; with k and threshold chosen on other words, there is no clear "
-        "difference between the chosen k and all heads (+0.010 [-0.020, +0.040], p = 0.400). By average precision, the "
-        "top 30 trails all heads (-0.100 [-0.100, -0.100], p = 0.031 (the lowest)) and weighting beats the "
-        "top 30 (+0.100 [+0.100, +0.100], p = 0.031 (the lowest))."
-    )
-
-
-def test_for_which_concepts_selection_helps():
-    gains = {"Animals": AHEAD, "Plants": BEHIND, "Tools": EVEN, "Toys": BEHIND}
-    places = {"Animals": 1, "Plants": 3, "Tools": 1, "Toys": 21}
-    assert answers.beyond(gains, places, (0.37, 0.0002), heads=30) == (
-        "of 4 concepts, the own top 30 heads beat all heads for 1 (Animals) and trail them for 2 (Plants, Toys). The "
-        "best heads for a concept's words are its own for 2 (Animals, Tools). The rank correlation of the gain and the "
-        "concentration of the vector is not known: 4 concepts are too few."
-    )
-    gains["Food"] = Difference(0.1, 0.05, 0.15, 2 / 2**5, 5)
-    sentence = answers.beyond(gains, places | {"Food": 2}, (0.37, 0.0002), heads=30)
-    assert "(Plants, Toys), with too few words to tell for 1 (Food)." in sentence
-    assert sentence.endswith("concentration of the vector is +0.37 (p < 0.001).")
-    assert answers.listed([]) == "0"
+    assert brief(said)
+    gains["Clothing"] = Difference(0.1, 0.05, 0.15, 2 / 2**5, 5)
+    said = answers.beyond({"known truth": gains}, heads=30)
+    mean = mean_interval([gain.mean for gain in gains.values()])
+    few = "with too few words to tell for 1 (Clothing)"
+    assert said.endswith(f"worse ones for 2 (Plants, Toys), {few}; mean gain in IoU {mean}.")
+    assert answers.listed([]) == "none"
 
 
 def test_maps_of_two_meanings():
@@ -143,12 +163,24 @@ def test_maps_of_two_meanings():
 
 
 @pytest.mark.parametrize(
-    "low, verdict", [(0.55, "tells misread prompts apart"), (0.45, "is not clearly better than chance")]
+    ("right", "said"),
+    [(20, "tell the two meanings of a word apart"), (10, "do not clearly tell"), (1, "mix up the two meanings")],
 )
+def test_whether_two_meanings_are_told_apart(right, said):
+    logs = np.array([[0.2, 0.1]] * right + [[0.1, 0.2]] * (20 - right))
+    sentence = answers.told_apart(logs)
+    assert f"The heads of the two concepts {said}" in sentence and brief(sentence)
+    assert f"lean the right way round in {right * 5}% [" in sentence
+    assert answers.told_apart(logs[:5]).startswith("5 pictures with both meanings: too few to tell")
+    assert answers.told_apart(logs[:0]).startswith("No pictures with both meanings")
+
+
+@pytest.mark.parametrize("low, verdict", [(0.55, "finds them"), (0.45, "is not clearly better than chance")])
 def test_the_best_detector(low, verdict):
     areas = {"attention": Interval(0.4, 0.2, 0.6), "two places": Interval(0.7, low, 0.9)}
     assert answers.detector(areas).startswith(
-        f"The best of 2 detectors, two places, {verdict}: area under the ROC curve 0.700 [{low:.3f}, 0.900]."
+        f"The best of 2 detectors of misread prompts, two places, {verdict}: area under the ROC curve "
+        f"0.700 [{low:.3f}, 0.900], by chance 0.5."
     )
 
 
@@ -162,46 +194,39 @@ def test_no_detector_can_be_scored_on_pictures_of_one_kind():
 def test_how_many_generations():
     sizes = {"size": [2, 10, 40]}
     scores = xr.DataArray([[0.6, 0.7], [0.6, 0.6], [0.6, 0.62]], sizes, ("size", "draw"))
-    correlation, shared = (xr.DataArray(v, sizes, ("size",)) for v in ([0.7, 0.9, 0.98], [0.69, 0.8, 0.93]))
-    assert answers.generations(correlation, shared, {"generated": scores, "known truth": scores / 2}, heads=30) == (
-        "Over all concepts, two vectors of 2 generations each share 69% of their top 30 heads (rank correlation 0.70), "
-        "and two vectors of 40 generations each share 93% of their top 30 heads (rank correlation 0.98). On the "
-        "generated benchmark the mean IoU of the top 30 heads is 0.650 ± 0.050 where 2 generations name them and 0.610 "
-        "± 0.010 where 40 generations name them. On the known truth benchmark the mean IoU of the top 30 heads is "
-        "0.325 ± 0.025 where 2 generations name them and 0.305 ± 0.005 where 40 generations name them."
+    shared = xr.DataArray([[0.6, 0.7], [0.8, 0.8], [0.9, 1.0]], sizes, ("size", "draw"))
+    said = answers.generations(shared, {"generated": scores, "known truth": scores / 2}, heads=30)
+    assert said == (
+        "Two vectors counted on 40 images each share 95% [90%, 100%] of their top 30 heads (95 % of splits), on 2 "
+        "images each 65%. The heads that 2 images name draw maps with a mean IoU of 0.650 ± 0.050, those that 40 name "
+        "0.610 ± 0.010 (generated)."
     )
+    assert brief(said)
 
 
-def test_what_is_left_of_a_concept():
-    def present(area: float, score: float) -> xr.Dataset:
-        return xr.Dataset({"area": of_words(area), "score": of_words(score)})
+@pytest.mark.parametrize(
+    ("most", "found"),
+    [(0.5, "less of it is left"), (0.9, "more of it is left"), (0.8, "neither clearly more nor clearly")],
+)
+def test_what_is_left_of_a_concept(most, found):
+    def present(*score: float) -> xr.Dataset:
+        return xr.Dataset({"area": of_words(0.3), "score": of_words(*score)})
 
     presence = {
-        ("Animals", "none", 0): present(0.3, 1.0),
-        ("Animals", "most relevant first", 50): present(0.1, 0.5),
-        ("Animals", "least relevant first", 50): present(0.2, 0.5),
-        ("Vehicles", "none", 0): present(0.25, 0.9),
-        ("Vehicles", "most relevant first", 50): present(0.2, 0.8),
+        (concept, *order): present(*([most] if order[0].startswith("most") else [0.9, 0.7]))
+        for concept in ("Animals", "Vehicles")
+        for order in (("none", 0), ("most relevant first", 50), ("least relevant first", 50))
     }
-    area, score = answers.weakened(presence, "Animals", "Vehicles", heads=50).split(" With ")
-    assert area == (
-        "With 50 heads off, the area of Animals is 0.100 if they are the most relevant to it and 0.200 if the least, "
-        "0.300 with all heads on: most less least relevant is -0.100 [-0.100, -0.100], p = 0.031 (the lowest). "
-        "Without the heads of Animals, the area of Vehicles in their pictures goes from 0.250 to 0.200."
+    presence["Animals", "least relevant first", 50] = present(*([0.9, 0.7] if most == 0.8 else [0.7]))
+    said = answers.weakened(presence, "Animals", "Vehicles", heads=50)
+    assert said.startswith("With the 50 heads most relevant to Animals off, ") and found in said and brief(said)
+    assert said.endswith(f"Without the same heads, the score of Vehicles goes from 0.800 to {most:.3f}.")
+    few = {key: of.isel(image=slice(4)) for key, of in presence.items()}
+    assert answers.weakened(few, "Animals", "Vehicles", heads=50).startswith("There are too few words to tell")
+    assert answers.left(presence, ["Animals", "Vehicles"], heads=50).splitlines()[3] == (
+        f"score of Vehicles: 0.800 with all heads on, {most:.3f} without the 50 most relevant, 0.800 without the 50 "
+        "least relevant"
     )
-    assert score.endswith("the score of Vehicles in their pictures goes from 0.900 to 0.800.")
-    assert paired_difference(of_words(0.1), of_words(0.2), of_words(0.1).subject).p == pytest.approx(2 / 2**6)
-
-
-def test_the_heads_of_a_meaning_fall_on_it_most_or_not():
-    coords = {"heads": ["all", "A", "T"], "mask": ["Animals", "Tools"], "statistic": ["mean", "low", "high", "images"]}
-    means = np.array([[1.5, np.nan], [2.0, np.nan], [1.2, np.nan]])[..., None] + [0, -0.1, 0.1, 8]
-    means[..., 3] = 8, np.nan
-    ratios = xr.DataArray(means, coords, ("heads", "mask", "statistic"))
-    sentence = answers.own_meaning(ratios, {"Animals": "A", "Tools": "T"})
-    assert sentence.startswith("on Animals, the heads for it score highest: A 2.000 [1.900, 2.100], all 1.500")
-    assert sentence.endswith("; Tools is in no picture, too few to tell")
-    assert "on Animals, the heads for it do not score highest: T 1.200" in answers.own_meaning(ratios, {"Animals": "T"})
 
 
 def test_halves_say_how_many_heads_they_share():

@@ -50,7 +50,7 @@ def test_p_is_never_printed_as_0():
 
 
 def test_p_at_its_lowest_is_said_and_what_cannot_be_known_is_no_number():
-    assert str(Difference(0.05, 0.03, 0.07, 2 / 2**6, 6)).endswith("p = 0.031 (the lowest)")
+    assert str(Difference(0.05, 0.03, 0.07, 2 / 2**6, 6)).endswith("p = 0.031 (the lowest possible)")
     assert str(Difference(0.05, 0.03, 0.07, 4 / 2**6, 6)).endswith("p = 0.062")
     assert str(Difference(0.05, 0.03, 0.07, 2 / 2**14, 14)).endswith("p < 0.001")
     assert str(Interval(0.78, np.nan, np.nan)) == "0.780 (no interval)"
