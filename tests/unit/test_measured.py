@@ -16,7 +16,7 @@ GIVEN = {
     "book/claims.md": "0.4 128 16 30 95",
     "book/gallery.md": "",
     "book/glossary.md": "",
-    "book/intro.md": "0.4 128 30 95",
+    "book/intro.md": "0 0.4 1 16 128 30 95",
     "book/method.md": "0 0.2.0 1 100 120 128 34",
     "book/performance.md": "0 1 1.5 1e-5 2.2 3 4 5 8 16 20 24 77 120 128 512 34 4,608"
     " 1.6 27",  # what words cost: test_words_cost.py
