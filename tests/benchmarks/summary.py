@@ -37,7 +37,7 @@ def row(name: str, seconds: dict[str, list[float]], extra_mb: float) -> str:
     for way in WAYS:
         ratios = [taken / plain for taken, plain in zip(seconds[way], seconds["plain"], strict=False)]
         once = " (one run)" if len(ratios) == 1 else ""
-        shown.append(f"× {median(ratios):.2f}{once}".replace("× ", "×\N{NO-BREAK SPACE}") if ratios else "not supported")
+        shown.append(f"×\N{NO-BREAK SPACE}{median(ratios):.2f}{once}" if ratios else "not supported")
     return f"| {' | '.join(shown)} | {extra_mb:.0f}\N{NO-BREAK SPACE}MB |"
 
 
