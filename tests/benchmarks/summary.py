@@ -10,35 +10,37 @@ from typing import Any
 
 HERE = Path(__file__).parent
 TABLE = HERE.parents[1] / "book/performance_summary.md"
-MODELS = {"sd14/float16": "Stable Diffusion v1.4", "sdxl/float16": "SDXL", "flux/bfloat16": "FLUX.1"}
+MODELS = {"sd14/float16": "SD v1.4", "sdxl/float16": "SDXL", "flux/bfloat16": "FLUX.1"}
 WAYS = {"capture": "`capture`", "daam": "`daam`", "amd-exact": "`attention-map-diffusers`"}
+NAMES = ["maps by", "nothing", *WAYS.values(), "extra memory of `capture`", "runs"]
 
 
 def markdown(on_cpu: list[dict[str, Any]], on_gpu: dict[str, Any]) -> str:
-    """A row for each model and device: seconds of a plain generation, and how many times as long it takes with maps."""
-    head = ["model", "a plain generation", *(f"with {name}" for name in WAYS.values()), "extra memory of `capture`"]
-    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    """A column for each model and device: seconds without maps, and how many times as long it takes with them."""
     cells, gpu = on_gpu["cells"], on_gpu["machine"]["gpu"].removeprefix("NVIDIA ")
+    columns = [NAMES]
     for model, name in MODELS.items():
         seconds = {way: cells[f"{model}/{way}"].get("seconds", []) for way in ("plain", *WAYS)}
         extra = cells[f"{model}/capture"]["peak_mb"] - cells[f"{model}/plain"]["peak_mb"]
-        lines.append(row(f"{name}, {gpu}", seconds, extra))
+        columns.append(column(f"{name}, {gpu}", seconds, extra))
     cells = next(found["cells"] for found in on_cpu if "memory/capture/5" in found["cells"])
     rounds = [cell["cpu_s"] for name, cell in cells.items() if name.startswith("time/")]
     seconds = {way: [cell[way] for cell in rounds] for way in ("plain", *WAYS)}
     extra = cells["memory/capture/5"] - cells["memory/plain/5"]
-    lines.append(row("Stable Diffusion v1.4, CPU, one step", seconds, extra))
-    return "\n".join(lines) + "\n"
+    columns.append(column("SD v1.4, CPU", seconds, extra))
+    first, *rows = zip(*columns, strict=True)
+    lines = [first, ["---"] * len(first), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def row(name: str, seconds: dict[str, list[float]], extra_mb: float) -> str:
-    """The cells of a model; a ratio is the median over rounds."""
+def column(name: str, seconds: dict[str, list[float]], extra_mb: float) -> list[str]:
+    """The cells of a model; a ratio is the median over runs."""
     shown = [name, f"{median(seconds['plain']):.2f} s"]
     for way in WAYS:
         ratios = [taken / plain for taken, plain in zip(seconds[way], seconds["plain"], strict=False)]
-        once = " (one run)" if len(ratios) == 1 else ""
-        shown.append(f"×\N{NO-BREAK SPACE}{median(ratios):.2f}{once}" if ratios else "not supported")
-    return f"| {' | '.join(shown)} | {extra_mb:.0f}\N{NO-BREAK SPACE}MB |"
+        shown.append(f"× {median(ratios):.2f}" if ratios else "not supported")
+    shown += [f"{extra_mb:.0f} MB", f"{len(seconds['plain'])}"]
+    return [shown[0], *(text.replace(" ", "\N{NO-BREAK SPACE}") for text in shown[1:])]
 
 
 def stored() -> str:

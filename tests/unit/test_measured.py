@@ -18,7 +18,7 @@ GIVEN = {
     "book/glossary.md": "",
     "book/intro.md": "0 0.4 1 16 128 30 95",
     "book/method.md": "0 0.2.0 1 100 120 128 34",
-    "book/performance.md": "0 1 1.5 1e-5 2.2 3 4 5 8 16 20 24 77 120 128 512 34 4,608"
+    "book/performance.md": "0 1 1.5 1e-5 2.2 3 3.5 4 5 8 16 20 24 77 120 128 512 34 4,608"
     " 1.6 27",  # what words cost: test_words_cost.py
     "book/published.md": "128 2,100 24 30 34 64 8",
     "book/recipes.md": "1,300 128 20 30 304 34",
