@@ -11,8 +11,8 @@ from typing import Any
 HERE = Path(__file__).parent
 TABLE = HERE.parents[1] / "book/performance_summary.md"
 MODELS = {"sd14/float16": "SD v1.4", "sdxl/float16": "SDXL", "flux/bfloat16": "FLUX.1"}
-WAYS = {"capture": "`capture`", "daam": "`daam`", "amd-exact": "`attention-map-diffusers`"}
-NAMES = ["maps by", "nothing", *WAYS.values(), "extra memory of `capture`", "runs"]
+WAYS = {"capture": "capture", "daam": "daam", "amd-exact": "attention-map-diffusers"}
+NAMES = ["maps by", "nothing", *WAYS.values(), "extra memory of capture", "runs"]
 
 
 def markdown(on_cpu: list[dict[str, Any]], on_gpu: dict[str, Any]) -> str:
@@ -38,9 +38,8 @@ def column(name: str, seconds: dict[str, list[float]], extra_mb: float) -> list[
     shown = [name, f"{median(seconds['plain']):.2f} s"]
     for way in WAYS:
         ratios = [taken / plain for taken, plain in zip(seconds[way], seconds["plain"], strict=False)]
-        shown.append(f"× {median(ratios):.2f}" if ratios else "not supported")
-    shown += [f"{extra_mb:.0f} MB", f"{len(seconds['plain'])}"]
-    return [shown[0], *(text.replace(" ", "\N{NO-BREAK SPACE}") for text in shown[1:])]
+        shown.append(f"×\N{NO-BREAK SPACE}{median(ratios):.2f}" if ratios else "not supported")
+    return [*shown, f"{extra_mb:.0f} MB", f"{len(seconds['plain'])}"]
 
 
 def stored() -> str:
