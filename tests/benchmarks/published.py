@@ -60,7 +60,7 @@ def lines(relevance: sa.HeadRelevance) -> Iterator[str]:
 Of the {K} heads for *{OTHER}*, {last[OTHER]} are in the former and {down[OTHER]} in the latter."""
     yield f"""The two concepts share {both} of their {K} heads, {last["both"]} of them in the last three layers.
 Two sets of {K} drawn from {heads} at random would share {K**2 / heads:.1f}."""
-    yield f"""Of the {relevance.scores.sizes["concept"]} concepts, {len(won)} are the most relevant one of at least one head:
+    yield f"""Of the {relevance.scores.sizes["concept"]} concepts, {len(won)} rank first for at least one head:
 {most} have {won.max()} each, *{CONCEPT}* has {won.get(CONCEPT, 0)} and *{OTHER}* has {won.get(OTHER, 0)}."""
     yield f"Heads inside and outside the selection of {K} are tied for {tied or 'neither of the two'}."
 
