@@ -1,6 +1,6 @@
 // What the theme leaves out: names and landmarks for screen readers, and what is folded for paper.
 document.addEventListener("DOMContentLoaded", () => {
-  for (const button of document.querySelectorAll(".search-button__button, .theme-switch-button")) {
+  for (const button of document.querySelectorAll(".search-button__button:not(.pst-navbar-icon), .theme-switch-button")) {
     button.removeAttribute("aria-label"); // its text names it
   }
   const sidebar = document.querySelector(".bd-sidebar-primary");
