@@ -70,6 +70,7 @@ test: system lint  ## all of that, every chapter with small parameters, the book
 benchmarks: env  ## measure what capture costs (an idle machine, an hour or two; DEVICE=cuda: a GPU, three minutes)
 	-$(BIN)/python -m pip install $(PIP_ARGS) -q --no-deps --target runs/peers daam==0.2.0 attention-map-diffusers==1.0.0
 	PYTHONPATH=runs/peers $(BIN)/python tests/benchmarks/$(if $(filter cuda,$(DEVICE)),gpu,run).py
+	$(BIN)/python tests/benchmarks/summary.py
 
 clean:  ## remove the built book and the executed notebooks (studies in runs/ and .venv stay)
 	rm -rf book/_build runs/notebooks

@@ -22,7 +22,7 @@ from sphinx.util.docutils import SphinxDirective
 SURE = {
     "above": "**Clear**: the whole interval is above {}.",
     "below": "**Clear**: the whole interval is below {}.",
-    "unclear": "**No clear difference**: the interval holds {}.",
+    "unclear": "**No clear difference**: the interval contains {}.",
 }
 
 

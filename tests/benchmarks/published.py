@@ -56,12 +56,13 @@ def lines(relevance: sa.HeadRelevance) -> Iterator[str]:
     tied = " and ".join(f"*{concept}*" for concept in (CONCEPT, OTHER) if is_tied(relevance, concept))
     yield ""
     yield f"""Of the {K} heads for *{CONCEPT}*, {last[CONCEPT]} are in the last three layers of the up blocks, and
-{down[CONCEPT]} in the down blocks; of those for *{OTHER}*, {last[OTHER]} and {down[OTHER]}."""
+{down[CONCEPT]} in the down blocks.
+Of the {K} heads for *{OTHER}*, {last[OTHER]} are in the former and {down[OTHER]} in the latter."""
     yield f"""The two concepts share {both} of their {K} heads, {last["both"]} of them in the last three layers.
 Two sets of {K} drawn from {heads} at random would share {K**2 / heads:.1f}."""
-    yield f"""Of the {relevance.scores.sizes["concept"]} concepts, {len(won)} are the strongest of at least one head:
-{most} of {won.max()} each, *{CONCEPT}* of {won.get(CONCEPT, 0)} and *{OTHER}* of {won.get(OTHER, 0)}."""
-    yield f"The choice of {K} heads cuts through heads of equal relevance for {tied or 'neither of the two'}."
+    yield f"""Of the {relevance.scores.sizes["concept"]} concepts, {len(won)} rank first for at least one head:
+{most} have {won.max()} each, *{CONCEPT}* has {won.get(CONCEPT, 0)} and *{OTHER}* has {won.get(OTHER, 0)}."""
+    yield f"Heads inside and outside the selection of {K} are tied for {tied or 'neither of the two'}."
 
 
 def text(relevance: sa.HeadRelevance) -> str:

@@ -117,7 +117,7 @@ def plan_table(tflop: float, images: int = 34 * 10 * 100, gpus: int = 8, rate: f
     megabytes = (2 * values + 5 * 512**2) / 1e6
     work, seconds = calls * tflop, round(calls * tflop / rate)
     sheet = f"*assumed*: {rate} TFLOP/s in fp16, about an eighth of what the data sheet of an A100 promises"
-    held = f"maps of {values:,} values in float16, a picture and two masks of 512 x 512 pixels"
+    held = f"maps of {values:,} values in float16, an image and two masks of 512 x 512 pixels"
     rows = [
         ("What", "How much", "Where from"),
         ("---", "---", "---"),

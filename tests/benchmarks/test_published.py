@@ -59,5 +59,5 @@ def test_the_page_s_sentences_agree_with_its_table() -> None:
     last = sum(counts["up", layer] for layer in (6, 7, 8))
     down = sum(counts["down", layer] for layer in range(6))
     assert f"*Animals*, {last[0]} are in" in said and f"and\n{down[0]} in the down blocks" in said
-    assert f"*Electronics*, {last[1]} and {down[1]}." in said
+    assert f"*Electronics*, {last[1]} are in the former and {down[1]} in the latter." in said
     assert f"share {sum(counts.values())[2]} of their 30 heads, {last[2]} of them" in said

@@ -4,12 +4,22 @@ import json
 
 import pytest
 
-from benchmarks import run, scale, sliders
+from benchmarks import run, scale, sliders, summary
 
 
 def test_the_cost_of_capture() -> None:
     stored = json.loads((run.ROOT / "tests/benchmarks/results.json").read_text())
     assert (run.ROOT / "book/performance_table.md").read_text(encoding="utf-8") == run.markdown(stored)
+
+
+def test_the_summary_of_the_cost() -> None:
+    assert summary.TABLE.read_text(encoding="utf-8") == summary.stored()
+
+
+def test_the_summary_s_ratios_are_medians_over_runs() -> None:
+    seconds = {"plain": [1.0, 2.0, 1.0], "capture": [1.1, 2.4, 1.0], "daam": [], "amd-exact": [1.5]}
+    shown = " | ".join(summary.column("SDXL", seconds, 7.4)).replace("\N{NO-BREAK SPACE}", " ")
+    assert shown == "SDXL | 1.00 s | × 1.10 | not supported | × 1.50 | 7 MB | 3"
 
 
 def test_scale() -> None:

@@ -252,6 +252,8 @@ def test_the_printed_book_has_every_figure_and_a_still_of_every_explorer(browser
         there = "links => links.map((link) => !!document.getElementById(link.getAttribute('href').slice(1)))"
         found = page.locator("ul.gallery a").evaluate_all(there)
         assert len(found) > 30 and all(found)
+        assert page.locator("details.settings:not([open])").count() > 10
         page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        assert page.locator("details.settings:not([open])").count() == 0, "nothing can be unfolded on paper"
         assert page.locator(".plotly-figure").evaluate_all("all => all.every(figure => figure.scrollWidth <= 680)")
     context.close()

@@ -61,10 +61,10 @@ def test_compare_two_prompts(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 <= float(capsys.readouterr().out.split()[-1]) <= 1
 
 
-def test_your_own_pictures_and_masks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "my-pictures").mkdir()
-    voc(folder / "my-pictures")
-    scores = run("Your own pictures and masks")["scores"]
+def test_your_own_images_and_masks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "my-images").mkdir()
+    voc(folder / "my-images")
+    scores = run("Your own images and masks")["scores"]
     assert scores.sizes == {"threshold": 3, "set": 2, "image": 4}
     assert "top 30" in capsys.readouterr().out and kinds(folder / "my-maps") == {"overlay", "map", "mask"}
 

@@ -16,18 +16,18 @@ GIVEN = {
     "book/claims.md": "0.4 128 16 30 95",
     "book/gallery.md": "",
     "book/glossary.md": "",
-    "book/intro.md": "0.4 128 30 95",
+    "book/intro.md": "0 0.4 1 16 128 30 95",
     "book/method.md": "0 0.2.0 1 100 120 128 34",
-    "book/performance.md": "0 1 1.5 1e-5 2.2 3 4 5 8 16 20 24 77 120 128 512 34 4,608"
+    "book/performance.md": "0 1 1.5 1e-5 2.2 3 3.5 4 5 8 16 20 24 77 120 128 512 34 4,608"
     " 1.6 27",  # what words cost: test_words_cost.py
     "book/published.md": "128 2,100 24 30 34 64 8",
     "book/recipes.md": "1,300 128 20 30 304 34",
     "book/references.md": "0 0.002 0.05 1,024 2 50 95",
-    "book/rerun.md": "0 1 2 1,000 1,100 1,300 10 100 113 128 15 2,100 2,213 3 34 363 50 7.5",
+    "book/rerun.md": "0 1 2 5 7 8 11 12 13 1,000 1,100 1,300 10 100 113 128 15 2,100 2,213 3 34 363 50 7.5",
     "book/scale.md": "10 100 20 34 34,000 60",
 }
-GENERATED = ["models_table", "performance_table", "performance_gpu_table", "published_numbers", "scale_plan"]
-GENERATED += ["scale_table", "slider_times"]
+GENERATED = ["models_table", "performance_summary", "performance_table", "performance_gpu_table", "published_numbers"]
+GENERATED += ["scale_plan", "scale_table", "slider_times"]
 
 
 @pytest.fixture(scope="module")

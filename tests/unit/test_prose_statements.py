@@ -38,7 +38,8 @@ def blocks(language: str) -> list[str]:
 
 def commands(program: str) -> list[list[str]]:
     """Arguments of every line of the pages' shell blocks that starts `program`, comments left out."""
-    lines = [shlex.split(line, comments=True) for code in blocks("bash") for line in code.splitlines()]
+    code = "".join(blocks("bash")).replace("\\\n", " ")
+    lines = [shlex.split(line, comments=True) for line in code.splitlines()]
     found = [
         line[line.index(name) + 1 :] for line in lines for name in (program, f".venv/bin/{program}") if name in line
     ]
