@@ -291,9 +291,10 @@ def expected_gain(
     gain = gains[dose]
     compared = "within" if gain.low <= reported <= gain.high else "above" if reported > gain.high else "below"
     return (
-        f"Their first heads hold a share of {share} of the votes, nearest to that of a dose of {dose:g}, "
-        f"{shares[dose]}, where selecting them gains {gain} over all heads. The reported gain, {reported:+.3f}, "
-        f"lies {compared} that interval{'' if compared == 'within' else ': concentration alone does not predict it'}."
+        f"The first heads of the published vectors hold a share of {share} of the votes, nearest to that of a dose of "
+        f"{dose:g}, {shares[dose]}. There, selecting them gains {gain} in IoU over all heads. The paper's gain, "
+        f"{reported:+.3f}, lies {compared} that interval"
+        f"{'' if compared == 'within' else ': concentration alone does not predict it'}."
     )
 
 

@@ -171,6 +171,6 @@ def test_a_model_is_placed_at_the_dose_whose_vectors_are_as_concentrated() -> No
     shares = {dose: Interval(mean, mean - 0.03, mean + 0.03) for dose, mean in {0: 0.69, 0.5: 0.81, 1: 0.9}.items()}
     gains = {0: Interval(-0.13, -0.18, -0.09), 0.5: Interval(0.02, -0.01, 0.05), 1: Interval(0.1, 0.05, 0.15)}
     low, middle = (answers.expected_gain(Interval(m, m - 0.06, m + 0.06), shares, gains, 0.0225) for m in (0.64, 0.8))
-    assert "nearest to that of a dose of 0, 0.690 [0.660, 0.720], where selecting them gains -0.130 [" in low
+    assert "nearest to that of a dose of 0, 0.690 [0.660, 0.720]. There, selecting them gains -0.130 [" in low
     assert low.endswith("+0.022, lies above that interval: concentration alone does not predict it.")
     assert "a dose of 0.5, " in middle and middle.endswith("lies within that interval.")

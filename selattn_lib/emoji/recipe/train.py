@@ -54,8 +54,8 @@ def main() -> None:
         own = {name: options[name] for name in ("steps", "batch") if name in options}
         make_control(given.work, given.weights, **own)
     if given.stage == "quality":
-        own = {name: options[name] for name in ("steps", "count") if name in options}
-        print(control_quality(given.weights, **own).to_string())
+        asked = {name: options[name] for name in ("steps", "count") if name in options}
+        print(control_quality(given.weights, **asked).to_string())
 
 
 if __name__ == "__main__":
