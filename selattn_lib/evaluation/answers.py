@@ -277,8 +277,9 @@ def planted_heads_answer(
     verb = "finds" if shares.low > few / n_heads else "does not find"
     paid = [f"{name} {of[max(of)]}, {pays_from(of)}" for name, of in gains.items()]
     return (
-        f"Head relevance {verb} them: a share of {shares} of the {few} heads planted for a concept are its first "
-        f"{few}, by chance {few / n_heads:.3f}. In average precision over all heads, the gain is: {'; '.join(paid)}."
+        f"head relevance {verb} them: a share of {shares} of the {few} heads planted for a concept are among its first "
+        f"{few} (by chance {few / n_heads:.3f}). The gain in average precision over all heads is, with "
+        f"{'; with '.join(paid)}."
     )
 
 
@@ -314,10 +315,8 @@ def rules(gains: Mapping[str, xr.DataArray]) -> str:
     def gained(rule: str) -> str:
         of_rule = [mean_interval(of_case.sel(set=rule)) for of_case in gains.values()]
         clear = sum(interval.low > 0 for interval in of_rule)
-        return (
-            f"{of_rule[0]} in average precision over all heads on {first}, clearly in {clear} of {len(of_rule)} cases"
-        )
+        return f"{of_rule[0]} in average precision over all heads on {first} (a clear gain in {clear} of {len(names)})"
 
     said = f"Of the rules that need no masks, *{common}* gains most in {names.count(common)} of {len(names)} cases: "
-    other = f" *Consensus*, which knows no grids either, gains {gained('consensus')}." * (common != "consensus")
+    other = f" *Consensus*, which need not know the grids, gains {gained('consensus')}." * (common != "consensus")
     return f"{said}{gained(common)}.{other}"

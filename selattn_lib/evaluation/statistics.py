@@ -167,7 +167,7 @@ def share_interval(right: Any, groups: Any = None) -> Interval:
     Of values that are alike by groups, and of shares, it is Wilson's interval of as many independent draws as would
     have the same standard error: n' = p (1 - p) / (SE^2 + V), with SE as of `mean_interval`, V the variance of p over
     the other rankings, and the quantile of t with G - 1 degrees of freedom for that of the normal distribution. Where
-    all groups are alike, n' is their number.
+    all groups are alike, each is one draw.
 
     Parameters
     ----------
@@ -198,8 +198,8 @@ def share_interval(right: Any, groups: Any = None) -> Interval:
         quantile = t.ppf(0.975, n - 1)
         variance = float(_half_widths(sums, sizes)[0] / quantile) ** 2
     variance += means[1:].var(ddof=1) if len(means) > 2 else 0.0
-    n_alike = p * (1 - p) / variance if variance > 1e-12 and 0 < p < 1 else n
-    z2 = quantile**2 / n_alike
+    known = variance > 1e-12 and 0 < p < 1
+    z2 = quantile**2 * variance / (p * (1 - p)) if known else norm.ppf(0.975) ** 2 / n
     middle, half = p + z2 / 2, np.sqrt(z2 * (p * (1 - p) + z2 / 4))
     return Interval(p, max(0.0, float((middle - half) / (1 + z2))), min(1.0, float((middle + half) / (1 + z2))))
 

@@ -95,10 +95,10 @@ def test_the_scores_of_rules_are_of_words_that_they_have_not_seen(maps: HeadMaps
     said = answers.rules({"a model, drawn": gains, "a model, known": gains})
     best, gain = answers.best_rule(gains)
     assert said.startswith(f"Of the rules that need no masks, *{best}* gains most in 2 of 2 cases: {gain} in average")
-    assert f"over all heads on a model, drawn, clearly in {2 * (gain.low > 0)} of 2 cases" in said
+    assert f"over all heads on a model, drawn (a clear gain in {2 * (gain.low > 0)} of 2)" in said
     assert ("*Consensus*" in said) == (best != "consensus")
     unclear = xr.zeros_like(gains.isel(concept=[0] * 4)) + xr.DataArray([0.1, 0.2, -0.1, 0.3], dims="concept")
-    assert "clearly in 1 of 2 cases" in answers.rules({"drawn": unclear + 1, "known": unclear})
+    assert "(a clear gain in 1 of 2)" in answers.rules({"drawn": unclear + 1, "known": unclear})
 
 
 def test_what_consensus_gains_by_few_pictures_is_scored_on_the_other_words(maps: HeadMaps) -> None:
@@ -161,8 +161,11 @@ def test_selecting_pays_from_the_dose_from_which_on_every_interval_is_above_0() 
     shares = Interval(0.9, 0.8, 1.0)
     gains = {"planted": {0: none, 1: up}, "first 30": {0: none, 1: none}}
     said = answers.planted_heads_answer(shares, gains, few=4, n_heads=128)
-    assert said.startswith("Head relevance finds them: a share of 0.900 [0.800, 1.000] of the 4 heads planted for a")
-    assert "the gain is: planted 0.100 [0.050, 0.150], clear from a dose of 1 on; first 30 0.100 [-0.050, 0.2" in said
+    assert said.startswith("head relevance finds them: a share of 0.900 [0.800, 1.000] of the 4 heads planted for a")
+    assert (
+        "over all heads is, with planted 0.100 [0.050, 0.150], clear from a dose of 1 on; with first 30 0.100 [-0"
+        in said
+    )
     assert said.endswith("clear at none of the doses.")
     assert "does not find" in answers.planted_heads_answer(none, gains, few=4, n_heads=128)
 
