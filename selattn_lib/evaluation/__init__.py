@@ -47,7 +47,7 @@ from .statistics import (
     spread,
     statement,
 )
-from .tables import Table, benchmark_table, chance_table, comparison_table
+from .tables import PAPER, SD14_SHARED, SD14_VOTES, Table, benchmark_table, chance_table, comparison_table
 
 __all__ = ["Difference", "Interval", "Table", "agreement", "area_under_roc", "attention_on", "attention_ratio", "band"]
 __all__ += ["benchmark_table", "best_disc", "centred_disc", "chance_table", "comparison_table", "cross_fitted"]
@@ -56,4 +56,4 @@ __all__ += ["log_attention_ratio", "map_correlation", "mean_attention", "mean_in
 __all__ += ["paired_difference", "percentile", "plateau", "presence", "rank_agreement", "rank_correlation", "roc"]
 __all__ += ["share_interval", "single_ious", "spread", "statement", "threshold_free"]
 __all__ += ["RULES", "compare_rules", "concept_gains", "consensus_gain", "every_score", "found", "head_attention"]
-__all__ += ["head_precisions", "otsu_ious", "rule_sets"]
+__all__ += ["PAPER", "SD14_SHARED", "SD14_VOTES", "head_precisions", "otsu_ious", "rule_sets"]

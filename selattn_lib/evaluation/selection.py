@@ -11,7 +11,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from ..maps.consensus import consensus, finest_heads, head_features
 from ..maps.head_maps import HeadMaps
 from ..maps.head_sets import random_orders
-from .baselines import cross_fit
+from .baselines import cross_fit, folds
 from .scores import THRESHOLDS, every_score, head_precisions, threshold_free
 
 #: Rules that choose heads, as `rule_sets` follows them and `compare_rules` scores them.
@@ -128,22 +128,22 @@ def compare_rules(
     return cross_fit(maps.subjects, score).transpose("image", "set", "score")
 
 
-def consensus_gain(maps: HeadMaps, n: int, k: int = 40) -> float:
+def consensus_gain(maps: HeadMaps, ns: Sequence[int], k: int = 40) -> xr.DataArray:
     """What `consensus` heads that are chosen by few pictures gain over all heads.
 
     Parameters
     ----------
     maps : HeadMaps
         With true masks, of two words or more.
-    n : int
+    ns : sequence of int
         How many pictures the heads are chosen by: the first of one half of the words, for the maps of the other half.
     k : int
         How many heads.
 
     Returns
     -------
-    float
-        The mean difference of their average precisions.
+    xarray.DataArray (n)
+        The mean difference of their average precisions; NaN where one half of the words has fewer pictures.
 
     Examples
     --------
@@ -151,16 +151,20 @@ def consensus_gain(maps: HeadMaps, n: int, k: int = 40) -> float:
     >>> squares[:, 2:6, 2:6] = True
     >>> maps = HeadMaps.from_grids([([0], squares[:, None, None])], ["subject"], (8, 8))
     >>> maps = maps.with_pictures(np.zeros((2, 8, 8, 3), np.uint8), truth=squares)
-    >>> consensus_gain(HeadMaps(maps.dataset.assign_coords(subject=("image", ["bear", "cat"]))), 1, 1)
-    0.0
+    >>> maps = HeadMaps(maps.dataset.assign_coords(subject=("image", ["bear", "cat"])))
+    >>> consensus_gain(maps, [1, 2], 1).values.tolist()
+    [0.0, nan]
     """
 
+    known = [n for n in ns if n <= min(map(len, folds(maps.subjects)))]
+
     def score(learnt: np.ndarray, scored: np.ndarray) -> xr.DataArray:
-        sets = {"all heads": "all", "consensus": consensus(maps.select(image=learnt[:n]), k)}
+        sets = {0: "all"} | {n: consensus(maps.select(image=learnt[:n]), k) for n in known}
         return threshold_free(maps.select(image=scored), sets).sel(score="average precision")
 
     precision = cross_fit(maps.subjects, score)
-    return float((precision.sel(set="consensus") - precision.sel(set="all heads")).mean())
+    gains = (precision - precision.sel(set=0)).mean("image")
+    return gains.rename(set="n").reindex(n=list(ns))
 
 
 def found(scores: xr.DataArray, planted: Mapping[str, Sequence[int]], ns: Sequence[int] = ()) -> xr.DataArray:

@@ -23,7 +23,7 @@ class Interval(NamedTuple):
     ----------
     mean, low, high : float
         The mean and the ends, which are not numbers where there is no interval: with one group only. Where all groups
-        are alike, the ends are the mean, and are not printed.
+        are alike, the ends are the mean, and the text says so.
 
     Examples
     --------
@@ -38,8 +38,11 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         if np.isnan(self.mean):
             return "no value"
-        known = self.high - self.low > 1e-9  # not with one group, nor where all groups are alike
-        return f"{self.mean:.3f} " + (f"[{self.low:.3f}, {self.high:.3f}]" if known else "(no interval)")
+        if np.isnan(self.low):
+            return f"{self.mean:.3f} (no interval)"
+        return f"{self.mean:.3f} " + (
+            f"[{self.low:.3f}, {self.high:.3f}]" if self.high - self.low > 1e-9 else "(all alike)"
+        )
 
 
 class Difference(NamedTuple):
@@ -82,9 +85,12 @@ class Difference(NamedTuple):
 
     @property
     def parts(self) -> tuple[str, str]:
-        """The difference and its p, for two columns: "+0.050 [+0.031, +0.069]" and "p = 0.003"."""
+        """The difference and its p, for two columns: "+0.050 [+0.031, +0.069]" and "p = 0.003"; of fewer than five
+        groups the difference alone, since their interval says nothing."""
         if self.none:
             return "no difference", ""
+        if self.groups is not None and self.groups < 5:
+            return f"{self.mean:+.3f}, too few to tell", ""
         if np.isnan(self.low):
             return f"{self.mean:+.3f} (no interval)", ""
         lowest = self.groups is not None and 0.001 <= self.p <= 2 / 2**self.groups
@@ -155,31 +161,45 @@ def mean_interval(values: Any, groups: Any = None) -> Interval:
     return Interval(float(means[0]), float(means[0]) - half, float(means[0]) + half)
 
 
-def share_interval(right: Any) -> Interval:
-    """The share of true values with its 95 % Wilson interval.
+def share_interval(right: Any, groups: Any = None) -> Interval:
+    """The share of true values with its 95 % Wilson interval, which stays in [0, 1].
+
+    Of values that are alike by groups, and of shares, it is Wilson's interval of as many independent draws as would
+    have the same standard error: n' = p (1 - p) / (SE^2 + V), with SE as of `mean_interval`, V the variance of p over
+    the other rankings, and the quantile of t with G - 1 degrees of freedom for that of the normal distribution. Where
+    all groups are alike, each is one draw.
 
     Parameters
     ----------
     right : array (n), or (n, ranking)
-        Booleans, or shares in [0, 1], such as one of each concept: none varies more than yes and no do, so that the
-        interval is wide enough. Of several rankings of the heads the first counts, and the interval is that of as many
-        draws as would have the standard error of both, the draws and the ranking: n' = p (1 - p) / (p (1 - p) / n + V),
-        with V the variance of the share over the other rankings.
+        Booleans, or shares in [0, 1], such as one of each concept. Of several rankings of the heads the first counts,
+        the others give V.
+    groups : array (n), optional
+        What values are alike by, such as a picture's word; each by itself by default.
 
     Returns
     -------
     Interval
+        (mean, low, high). With one group, or one share, there is no interval: both ends are NaN.
 
     Examples
     --------
-    >>> print(share_interval([True, True, True, False]))
-    0.750 [0.301, 0.954]
+    >>> print(share_interval([True, True, True, False]), "and", share_interval([1, 1, 1, 0.5, 1]))
+    0.750 [0.301, 0.954] and 0.900 [0.441, 0.990]
     """
-    right = np.atleast_2d(np.asarray(right, dtype=float).T)  # (ranking, n)
-    shares, n = right.mean(axis=1), right.shape[1]
-    p, noise = float(shares[0]), shares[1:].var(ddof=1) if len(shares) > 2 else 0.0
-    n_alike = p * (1 - p) / (p * (1 - p) / n + noise) if 0 < p < 1 else n
-    z2 = norm.ppf(0.975) ** 2 / n_alike
+    values = np.asarray(right, dtype=float)
+    values = values[:, None] if values.ndim == 1 else values
+    means, (sums, sizes) = values.mean(axis=0), _group_sums(values[:, :1], groups)
+    p, n, quantile = float(means[0]), len(sizes), norm.ppf(0.975)
+    variance = p * (1 - p) / n
+    if groups is not None or not np.isin(values[:, 0], (0, 1)).all():
+        if n == 1:
+            return Interval(p, np.nan, np.nan)
+        quantile = t.ppf(0.975, n - 1)
+        variance = float(_half_widths(sums, sizes)[0] / quantile) ** 2
+    variance += means[1:].var(ddof=1) if len(means) > 2 else 0.0
+    known = variance > 1e-12 and 0 < p < 1
+    z2 = quantile**2 * variance / (p * (1 - p)) if known else norm.ppf(0.975) ** 2 / n
     middle, half = p + z2 / 2, np.sqrt(z2 * (p * (1 - p) + z2 / 4))
     return Interval(p, max(0.0, float((middle - half) / (1 + z2))), min(1.0, float((middle + half) / (1 + z2))))
 
@@ -302,7 +322,7 @@ def statement(first: str, second: str, difference: Difference) -> str:
     >>> statement("A", "B", Difference(0.05, 0.031, 0.069, 0.003))
     'A beats B (+0.050 [+0.031, +0.069], p = 0.003)'
     >>> statement("A", "B", Difference(0.05, 0.031, 0.069, 0.25, 3))
-    'there are too few words to compare A with B (+0.050 [+0.031, +0.069], p = 0.250 (the lowest possible))'
+    'there are too few words to compare A with B (+0.050, too few to tell)'
     """
     if difference.none:
         return f"{first} and {second} score the same"

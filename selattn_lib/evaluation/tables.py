@@ -13,7 +13,7 @@ import xarray as xr
 from ..maps.head_maps import HeadMaps
 from .baselines import best_disc, centred_disc, full_frame
 from .scores import iou
-from .statistics import format_p, mean_interval, paired_difference, percentile, spread
+from .statistics import Interval, format_p, mean_interval, paired_difference, percentile, share_interval, spread
 
 # Mean IoU at thresholds 0.3, 0.4 and 0.5: the paper's Tables 1 to 3, Stable Diffusion v1.4, *Animals*, 100 images.
 PAPER = {
@@ -23,6 +23,10 @@ PAPER = {
     "top 40 heads": {0.3: 0.7669, 0.4: 0.7412, 0.5: 0.6315},
     "bottom 30 heads": {0.3: 0.6654, 0.4: 0.6172, 0.5: 0.4649},
 }
+
+# Of its published vectors: the share of a concept's votes in its first 30 heads, over the 16 concepts of objects, and
+# the share of these heads that two concepts have in common. `python tests/benchmarks/published.py FOLDER` counts them.
+SD14_VOTES, SD14_SHARED = Interval(0.643, 0.582, 0.704), 0.225
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Table:
 
 def unbroken(text: str) -> str:
     """A number and its interval with no-break spaces between them; any other text as it is."""
-    whole = re.match(r"[-+]?[\d.]+ (\[|±|\(no interval)", text)
+    whole = re.match(r"[-+]?[\d.]+(, too few| (\[|±|\(no interval|\(all alike|\(the lowest))", text)
     return text.replace(" ", "\N{NO-BREAK SPACE}") if whole else text
 
 
@@ -131,21 +135,22 @@ def comparison_table(scores: xr.DataArray, *, against: str, score: str = "mean I
     Returns
     -------
     pandas.DataFrame
-        A row a set: the mean; the difference; its p, under a head that says how low it can be; and in how many prompts
-        the set is ahead.
+        A row a set: the mean, of scores that are all 0 or 1 with the interval of a share; the difference; its p, under
+        a head that says how low it can be; and in how many prompts the set is ahead.
 
     Examples
     --------
-    >>> coords = {"set": ["all", "top"], "subject": ("image", list("abcd"))}
-    >>> scores = xr.DataArray([[0.5, 0.6], [0.6, 0.66], [0.7, 0.7], [0.6, 0.8]], coords, ("image", "set"))
+    >>> coords = {"set": ["all", "top"], "subject": ("image", list("abcde"))}
+    >>> scores = xr.DataArray([[0.5, 0.6], [0.6, 0.66], [0.7, 0.7], [0.6, 0.8], [0.5, 0.55]], coords, ("image", "set"))
     >>> print(*comparison_table(scores, against="all").loc["top"], sep="; ")
-    0.690 [0.556, 0.824]; +0.090 [-0.044, +0.224]; 0.250; 3 of 4
+    0.662 [0.543, 0.781]; +0.082 [-0.011, +0.175]; 0.125; 4 of 5
     """
     groups, base = scores["subject"].values, scores.sel(set=against)
     rows = []
     for name in scores["set"].values.tolist():
         values = scores.sel(set=name)
-        row = [str(mean_interval(values, groups)), "", "", ""]
+        interval = share_interval if np.isin(values, (0, 1)).all() else mean_interval
+        row = [str(interval(values, groups)), "", "", ""]
         if name != against:
             lead = (values - base).values.reshape(len(values), -1)[:, 0]
             ahead = pd.Series(lead).groupby(groups).mean() > 0

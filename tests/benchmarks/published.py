@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 
 import selattn_lib as sa
+from selattn_lib import evaluation
+from selattn_lib.emoji.control import planted_heads
 from selattn_lib.models.heads import head_table
 
 OUT = Path(__file__).parents[2] / "book/published_numbers.md"
@@ -62,6 +64,11 @@ Of the {K} heads for *{OTHER}*, {last[OTHER]} are in the former and {down[OTHER]
 Two sets of {K} drawn from {heads} at random would share {K**2 / heads:.1f}."""
     yield f"""Of the {relevance.scores.sizes["concept"]} concepts, {len(won)} rank first for at least one head:
 {most} have {won.max()} each, *{CONCEPT}* has {won.get(CONCEPT, 0)} and *{OTHER}* has {won.get(OTHER, 0)}."""
+    known = relevance.scores["concept"].values
+    objects = sa.HeadRelevance(relevance.scores.sel(concept=[name for name in planted_heads() if name in known]))
+    share, shared = evaluation.mean_interval(sa.maps.concentration(objects, K)), sa.maps.overlap(objects, K)
+    yield f"""The first {K} heads of a concept of objects hold a share of {share} of its votes, mean over
+{objects.scores.sizes["concept"]} concepts; two of them have a share of {shared:.3f} of these heads in common."""
     yield f"Heads inside and outside the selection of {K} are tied for {tied or 'neither of the two'}."
 
 

@@ -8,6 +8,7 @@ import xarray as xr
 
 import selattn_lib as sa
 from benchmarks import published
+from selattn_lib.evaluation import SD14_SHARED, SD14_VOTES, mean_interval
 
 CONCEPTS = ["Animals", "Electronics", "Color"]
 
@@ -41,6 +42,16 @@ def test_heads_are_counted_by_layer(relevance: sa.HeadRelevance) -> None:
     )
     assert "share 10 of their 30 heads, 10 of them" in said and "would share 7.0" in said
     assert published.winners(relevance).sum() == 128
+
+
+def test_the_votes_in_the_first_heads_are_those_that_a_chapter_compares_with(relevance: sa.HeadRelevance) -> None:
+    objects = sa.HeadRelevance(relevance.scores.sel(concept=["Animals", "Electronics"]))  # a color is no object
+    said = published.text(relevance).replace("\n", " ")
+    assert f"hold a share of {mean_interval(sa.maps.concentration(objects, 30))} of its votes" in said
+    assert "mean over 2 concepts; two of them have a share of 0.333 of these" in said
+    page = published.OUT.read_text(encoding="utf-8").replace("\n", " ")
+    assert f"hold a share of {SD14_VOTES} of its votes, mean over 16 concepts" in page
+    assert f"have a share of {SD14_SHARED:.3f} of these heads in common" in page
 
 
 def test_a_choice_that_cuts_through_equal_heads_is_said_to(relevance: sa.HeadRelevance) -> None:

@@ -59,12 +59,13 @@ SMALL = {  # parameters, and what the chapter then prints
             "scenes": 1,
             "mice": 2,
             "mouse_seeds": 1,
+            "word_step": 160,
             "steps": 2,
         },
         "2 doses, 16 concepts",
     ),
     "15_which_heads": (
-        {**RELEVANCE, "concepts": ["Animals", "Tools"], "scenes": 4, "steps": 2, "draws": 2},
+        {**RELEVANCE, "concepts": ["Animals", "Tools"], "scenes": 4, "words_each": 2, "steps": 2, "draws": 2},
         "emoji-control, generated: 4 pictures, 2 concepts",
     ),
 }

@@ -54,6 +54,7 @@ def test_p_at_its_lowest_is_said_and_what_cannot_be_known_is_no_number():
     assert str(Difference(0.05, 0.03, 0.07, 4 / 2**6, 6)).endswith("p = 0.062")
     assert str(Difference(0.05, 0.03, 0.07, 2 / 2**14, 14)).endswith("p < 0.001")
     assert str(Interval(0.78, np.nan, np.nan)) == "0.780 (no interval)"
+    assert str(Interval(0.78, 0.78, 0.78)) == "0.780 (all alike)"
     assert str(Interval(np.nan, np.nan, np.nan)) == "no value"
     assert format_correlation(*rank_correlation([1, 2, 3], [1, 1, 1])) == "none (all values of one list are equal)"
 
@@ -62,7 +63,15 @@ def test_one_group_has_no_interval():
     mean, low, high = mean_interval([0.25, 0.75], ["a", "a"])
     assert mean == 0.5 and np.isnan([low, high]).all()
     alone = paired_difference([0.3, 0.5], [0.1, 0.1], ["a", "a"])
-    assert str(alone) == "+0.300 (no interval)" and direction(alone) == 0
+    assert str(alone) == "+0.300, too few to tell" and direction(alone) == 0
+    assert np.isnan(share_interval([1, 0], ["a", "a"])[1:]).all() and np.isnan(share_interval([0.5])[1:]).all()
+
+
+@pytest.mark.parametrize("groups", [2, 4, 5, 8])
+def test_the_interval_of_a_difference_over_fewer_than_five_groups_is_not_shown(groups):
+    base, lead = np.linspace(0.4, 0.6, groups), np.linspace(0.1, 0.2, groups)
+    said = str(paired_difference(base + lead, base, np.arange(groups)))
+    assert said.startswith("+0.150, too few to tell" if groups < 5 else "+0.150 [+0.")
 
 
 def test_the_interval_is_scipys_t_interval_of_equal_groups():
@@ -405,7 +414,20 @@ def test_the_interval_of_a_share_is_wilsons_and_wider_by_the_noise_of_rankings()
         share = share_interval(np.arange(total) < right)
         np.testing.assert_allclose(share, (right / total, ends.low, ends.high), atol=1e-12)
     one, other = np.arange(20) < 6, np.arange(20) < 14
-    shares = share_interval([0.0, 0.5, 1.0, 0.5])  # as wide as of four that are yes or no
-    assert tuple(shares) == tuple(share_interval([0, 1, 1, 0]))
     alone, redrawn = share_interval(one), share_interval(np.stack([one, one, other], axis=1))
     assert redrawn.mean == alone.mean and redrawn.low < alone.low and redrawn.high > alone.high
+
+
+def test_the_interval_of_a_share_over_groups_is_that_of_as_many_draws_as_have_its_error():
+    rng = np.random.default_rng(0)
+    p_of_group = np.clip(rng.normal(0.9, 0.1, 40), 0, 1)
+    groups = np.repeat(np.arange(40), 25)
+    right = rng.random(1000) < p_of_group[groups]
+    shares = right.reshape(40, 25).mean(1)
+    by_group, of_shares, alone = share_interval(right, groups), share_interval(shares), share_interval(right)
+    np.testing.assert_allclose(by_group, of_shares)
+    assert by_group.high - by_group.low > 1.3 * (alone.high - alone.low), "images of a group are alike"
+    low, high = mean_interval(shares)[1:]
+    np.testing.assert_allclose(by_group[1:], [low, high], atol=0.01)
+    assert share_interval([1.0, 1.0, 0.75, 1.0]).high <= 1 < mean_interval([1.0, 1.0, 0.75, 1.0]).high
+    assert tuple(share_interval(np.ones(80), np.repeat(range(40), 2))) == tuple(share_interval(np.ones(40)))

@@ -8,14 +8,14 @@ import pytest
 import xarray as xr
 
 from selattn_lib.evaluation.baselines import centred_disc
-from selattn_lib.evaluation.statistics import mean_interval, paired_difference
+from selattn_lib.evaluation.statistics import mean_interval, paired_difference, share_interval
 from selattn_lib.evaluation.tables import Table, benchmark_table, chance_table, comparison_table, unbroken
 from selattn_lib.maps.head_maps import HeadMaps
 
 
 def test_comparison_table_is_paired_and_by_group():
     rng = np.random.default_rng(0)
-    base, groups = rng.random(20), np.repeat(list("abcd"), 5)
+    base, groups = rng.random(20), np.repeat(list("abcde"), 4)
     better = base + 0.1 + rng.normal(0, 0.01, 20)
     coords = {"set": ["all", "better", "same"], "subject": ("image", groups)}
     scores = xr.DataArray(np.stack([base, better, base], 1), coords, ("image", "set"))
@@ -23,11 +23,21 @@ def test_comparison_table_is_paired_and_by_group():
     assert table.loc["all"].tolist() == [str(mean_interval(base, groups)), "", "", ""]
     better_by = table.loc["better", "less all [95 %]"]
     assert better_by.startswith("+0.")
-    p = table.loc["better", "p (≥\N{NO-BREAK SPACE}0.125)"]  # of four groups
+    p = table.loc["better", "p (≥\N{NO-BREAK SPACE}0.062)"]  # of five groups
     assert f"{better_by}, p = {p} (the lowest possible)" == str(paired_difference(better, base, groups))
-    assert table.loc["better", "ahead"] == "4 of 4" and table.shape[1] == 4, "what fits a phone"
-    assert table.loc["same"].tolist()[1:] == ["no difference", "", "0 of 4"]
+    assert table.loc["better", "ahead"] == "5 of 5" and table.shape[1] == 4, "what fits a phone"
+    assert table.loc["same"].tolist()[1:] == ["no difference", "", "0 of 5"]
     assert comparison_table(scores, against="all", score="precision").columns[0] == "precision [95 %]"
+
+
+def test_a_score_that_is_hit_or_miss_has_the_interval_of_a_share():
+    coords = {"set": ["all", "top"], "subject": ("image", np.repeat(list("abcdef"), 2))}
+    hits = np.ones((12, 2))
+    hits[0, 1] = 0
+    table = comparison_table(xr.DataArray(hits, coords, ("image", "set")), against="all", score="pointing game")
+    said = table["pointing game [95 %]"]
+    assert said["all"] == str(share_interval(hits[:, 0], coords["subject"][1])) != "1.000 (all alike)"
+    assert said["top"] == str(share_interval(hits[:, 1], coords["subject"][1])) and "1.0" not in said["top"]
 
 
 @pytest.fixture
@@ -51,9 +61,9 @@ def test_benchmark_table_has_intervals_by_subject_and_baselines(benchmark):
     for name, threshold in [("top 30 heads", 0.3), ("heads of my own", 0.35)]:
         interval = mean_interval(scores.sel(set=name, threshold=threshold), study.subjects)
         assert table.loc[(f"{threshold}", name), ours] == str(interval)
-    assert table.loc[("any", "centred disc, radius 6"), ours] == "1.000 (no interval)"
+    assert table.loc[("any", "centred disc, radius 6"), ours] == "1.000 (all alike)"
     share = study.truth(0).mean()
-    assert table.loc[("any", "full frame")].tolist() == [f"{share:.3f} (no interval)", ""]
+    assert table.loc[("any", "full frame")].tolist() == [f"{share:.3f} (all alike)", ""]
     assert "<table" in table._repr_html_()
 
 

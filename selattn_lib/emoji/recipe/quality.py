@@ -2,12 +2,14 @@
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+import xarray as xr
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 from scipy import ndimage
 from tqdm import tqdm
@@ -15,9 +17,11 @@ from tqdm import tqdm
 from ...evaluation.scores import iou
 from ...evaluation.statistics import Interval, mean_interval
 from ...evaluation.statistics import share_interval as share
-from ...models.pipelines import EMBEDDED, load_pipeline, model_source
+from ...evaluation.tables import comparison_table
+from ...models.pipelines import CONTROL, EMBEDDED, load_pipeline, model_source
 from ...studies.base import guidance_of
 from ...studies.generated import generate
+from ..control import DELTA, PLANTED, add_control
 from ..scenes import BENCHMARK, HELD_OUT, Scene, compose
 from ..segmenter import CLASSES, Prediction, load_weights
 from .segmenter import autoencode
@@ -72,7 +76,7 @@ def both_seen(pictures: np.ndarray, objects: Sequence[Sequence[tuple[str, str]]]
     return np.array([all(row[CLASSES.index(key)] for key in keys) for row, keys in zip(seen, objects, strict=True)])
 
 
-def fast_pipeline(name: str = EMBEDDED) -> Any:
+def fast_pipeline(name: str | Path = EMBEDDED) -> Any:
     """An embedded model with DPM-Solver++, for 15 steps instead of PNDM's 50."""
     pipe = load_pipeline(name)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
@@ -100,6 +104,50 @@ def seconds(pipe: Any, *, steps: int, guidance: float | None = None) -> float:
 def prompt_for(concept: str, word: str) -> str:
     """A prompt that asks for one object."""
     return f"photo of a {word} face" if concept == "Facial Expressions" else f"photo of a {word}"
+
+
+def drawn_right(
+    pipes: Mapping[str, Any], keys: Sequence[tuple[str, str]] = CLASSES, seeds: Sequence[int] = (0,), *, steps: int = 15
+) -> xr.DataArray:
+    """Which pictures show the object that they were asked for, by the segmenter's likeliest word.
+
+    Parameters
+    ----------
+    pipes : mapping
+        Name -> pipeline, as `fast_pipeline` gives it; all draw the same prompts from the same seeds.
+    keys : sequence of (str, str)
+        (concept, word) of the objects.
+    seeds : sequence of int
+        Of each object's pictures.
+    steps : int
+        Of the sampling.
+
+    Returns
+    -------
+    xarray.DataArray (image, set)
+        1 where it is, else 0; with the names of `pipes` and, as `subject`, the prompts.
+    """
+    prompts = [prompt_for(*key) for key in keys]
+    asked = np.repeat([word for _, word in keys], len(seeds))
+    right = [likeliest(drawn(pipe, prompts, seeds, steps=steps)) == asked for pipe in pipes.values()]
+    subject = ("image", np.repeat(prompts, len(seeds)))
+    return xr.DataArray(np.stack(right, 1).astype(float), {"set": list(pipes), "subject": subject}, ("image", "set"))
+
+
+def quality_table(right: xr.DataArray) -> pd.DataFrame:
+    """The share of pictures that are `drawn_right` by each model, with Wilson's interval, and how far it is from the
+    first model's on the same prompts and seeds, with its p."""
+    first = str(right["set"].values[0])
+    return comparison_table(right, against=first, score="share of words drawn right").rename_axis("model").iloc[:, :3]
+
+
+def control_quality(weights: Path, count: int = len(CLASSES), steps: int = 15) -> pd.DataFrame:
+    """`quality_table` of the finished pipeline in `weights` and of the control in the folder `planted` beside it, on
+    `count` pictures or so: of some words, or of all words from several seeds."""
+    pipes = {name: fast_pipeline(weights) for name in (EMBEDDED, CONTROL)}
+    add_control(pipes[CONTROL].unet, delta=weights.parent / PLANTED.name / DELTA.name)
+    keys, seeds = CLASSES[:: max(1, len(CLASSES) // count)], range(max(1, count // len(CLASSES)))
+    return quality_table(drawn_right(pipes, keys, seeds, steps=steps))
 
 
 def without_background(picture: np.ndarray) -> np.ndarray:
