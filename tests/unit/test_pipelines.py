@@ -1,13 +1,8 @@
 """Loading pipelines by name, from folders and from the hub."""
 
 import json
-import os
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -200,41 +195,6 @@ def test_what_is_offloaded_is_left_where_it_is(
     assert offloaded == ["cuda"]
     with pytest.raises(ValueError, match="expected a device of cuda or mps"):
         load_pipeline(tmp_path, device="cpu", offload=True)
-
-
-class Gate(BaseHTTPRequestHandler):
-    """A hub whose models all wait for their terms to be accepted."""
-
-    def do_HEAD(self) -> None:  # noqa: N802
-        self.send_response(403)
-        self.send_header("X-Error-Code", "GatedRepo")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_GET = do_HEAD
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.mark.process
-def test_a_gated_model_says_where_to_accept_its_terms(tmp_path: Path) -> None:
-    """In a process of its own, as the hub's address is read once."""
-    server = HTTPServer(("127.0.0.1", 0), Gate)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    script = (
-        "import selattn_lib as sa\n"
-        "for load, name in (sa.load_pipeline, 'owner/model'), (sa.load_segmenter, 'sam3'):\n"
-        "    try: load(name)\n"
-        "    except OSError as error: print(error)\n"
-    )
-    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, **hub}, capture_output=True, text=True)
-    server.shutdown()
-    said = done.stdout.splitlines()
-    assert len(said) == 2, done.stderr
-    for line, source in zip(said, ("owner/model", "facebook/sam3"), strict=True):
-        assert line.endswith(f"accept its terms at https://huggingface.co/{source}, then log in with: hf auth login")
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
