@@ -110,10 +110,9 @@ def test_a_missing_or_damaged_file_is_one_sentence(
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["../../outside.safetensors", "shard.bin", "{folder}/outside.safetensors"])
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
 def test_an_index_names_safetensors_files_of_its_folder_only(
-    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, name: str
+    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     folder = tmp_path / "model"
     tiny_pipe.save_pretrained(folder)
@@ -128,14 +127,14 @@ def test_an_index_names_safetensors_files_of_its_folder_only(
     shard = next(iter(content["weight_map"].values()))
     (folder / part / shard).rename(tmp_path / "outside.safetensors")
     torch.save(load_file(tmp_path / "outside.safetensors"), folder / part / "shard.bin")
-    content["weight_map"] = {
-        key: name.format(folder=tmp_path) if value == shard else value for key, value in content["weight_map"].items()
-    }
-    index.write_text(json.dumps(content))
+    right = content["weight_map"]
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda *_, **__: pytest.fail("it was opened"))
-    with pytest.raises(OSError, match="which is no safetensors file of this folder.*: expected a whole copy") as error:
-        load_pipeline(folder, device="cpu")
-    assert "\n" not in str(error.value)
+    for name in ("../../outside.safetensors", "shard.bin", f"{tmp_path}/outside.safetensors"):
+        content["weight_map"] = {key: name if value == shard else value for key, value in right.items()}
+        index.write_text(json.dumps(content))
+        with pytest.raises(OSError, match="which is no safetensors file of this folder.*: expected a whole") as error:
+            load_pipeline(folder, device="cpu")
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("where", ["unet", "_class_name"])
