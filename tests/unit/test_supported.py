@@ -60,6 +60,11 @@ def test_every_model_is_tried_and_every_other_one_refused(supported):
     assert not refused[["per_head", "relevance", "video"]].any(axis=None) and (refused.selection == "").all()
 
 
+def test_every_network_is_laid_out_once(supported, monkeypatch):
+    monkeypatch.setattr("selattn_lib.models.supported.cross_attention_heads", lambda _: pytest.fail("once more"))
+    assert supported_models().set_index("model").equals(supported)
+
+
 def test_heads_at_their_published_sizes(supported):
     heads = supported.heads
     assert heads["Stable Diffusion 1.x"] == 128 and heads["Stable Diffusion XL"] == 1300
