@@ -9,7 +9,7 @@ TOUR := notebooks/00_quick_tour.ipynb
 export SELATTN_RUNS := $(CURDIR)/runs
 unexport PYTHONDONTWRITEBYTECODE  # many processes of Python are started: each file is compiled for all of them
 
-.PHONY: help env system book print executed notebooks replay lab rehearsal benchmarks lint check test clean
+.PHONY: help env system book print executed notebooks replay lab rehearsal benchmarks lint unit whole check test clean
 # Threads of two processes would wait for each other. Notebooks are compared by nbval where they are named.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 NBVAL := --nbval --nbval-sanitize-with=tests/notebooks/nbval_sanitize.cfg --nbval-cell-timeout=1800
@@ -61,11 +61,18 @@ lint: env
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-check: lint  ## lint, types, layers of the library, unit tests but those that start Python anew (three minutes)
-	$(PYTEST) -n 2 -p no:nbval -m "not process"
+unit: env
+	$(PYTEST) -n 2 -p no:nbval
 
-test: system lint  ## all of that, every chapter with small parameters, the book in a browser (a quarter of an hour)
+whole: system
 	$(PYTEST) -n 2 $(NBVAL) tests selattn_lib $(TOUR)
+
+# Lint keeps one core busy for a while, tests both: side by side they end sooner.
+check:  ## lint, types, layers of the library, unit tests (three minutes)
+	@$(MAKE) --no-print-directory -j 2 lint unit
+
+test:  ## all of that, every chapter with small parameters, the book in a browser (a quarter of an hour)
+	@$(MAKE) --no-print-directory -j 2 lint whole
 
 benchmarks: env  ## measure what capture costs (an idle machine, an hour or two; DEVICE=cuda: a GPU, three minutes)
 	-$(BIN)/python -m pip install $(PIP_ARGS) -q --no-deps --target runs/peers daam==0.2.0 attention-map-diffusers==1.0.0

@@ -25,7 +25,9 @@ def place(file: str) -> tuple[int, str]:
         return ("test_notebooks" in file), "chapters"
     if "tests/book/" in file:
         return 2, "book"
-    return (3 if "notebooks/" in file else 4), file
+    if "test_families" in file or "supported" in file:  # all models of all families are built and laid out once
+        return 4, "families"
+    return (3 if "notebooks/" in file or "tests/processes/" in file else 4), file
 
 
 @pytest.hookimpl(optionalhook=True)

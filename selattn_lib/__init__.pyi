@@ -38,6 +38,7 @@ from .models.pipelines import load_pipeline as load_pipeline
 from .models.segmenters import load_segmenter as load_segmenter
 from .models.supported import supported_models as supported_models
 from .studies.checks import check_parameters as check_parameters
+from .studies.checks import check_selection as check_selection
 from .studies.experiment import experiment as experiment
 from .studies.generated import DiagnosisStudy as DiagnosisStudy
 from .studies.generated import Study as Study
@@ -46,7 +47,6 @@ from .studies.generated import WindowStudy as WindowStudy
 from .studies.noised import KnownMeaningsStudy as KnownMeaningsStudy
 from .studies.noised import KnownTruthStudy as KnownTruthStudy
 from .studies.noised import MaskedStudy as MaskedStudy
-from .studies.parameters import check_selection as check_selection
 from .studies.parameters import read_list as read_list
 from .studies.relevance import RelevanceStudy as RelevanceStudy
 from .studies.relevance import relevance_for as relevance_for

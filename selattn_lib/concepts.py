@@ -3,6 +3,7 @@
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def load_concepts(source: str | Path | Mapping[str, Any] = "paper") -> dict[str,
         table: Any = source
     elif file.is_file():
         try:
-            table = yaml.safe_load(read_text(file))
+            table = _parsed(read_text(file))
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{source} is not read ({reason}): expected plain YAML, without tags") from error
@@ -55,6 +56,12 @@ def load_concepts(source: str | Path | Mapping[str, Any] = "paper") -> dict[str,
     if not isinstance(table, Mapping) or not table or not all(_is_words(words) for words in table.values()):
         raise ValueError(f"{source}: expected a mapping of each concept to a non-empty list of words")
     return {str(concept): list(words) for concept, words in table.items()}
+
+
+@lru_cache(maxsize=4)
+def _parsed(text: str) -> Any:
+    """What is in a YAML text; slow, and asked for by every study."""
+    return yaml.safe_load(text)
 
 
 def _is_words(words: Any) -> bool:

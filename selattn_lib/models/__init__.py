@@ -11,7 +11,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "at_dose",
             "dose_of",
             "in_embedded_world",
-            "is_embedded",
             "load_pipeline",
             "model_source",
             "pick_device",

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.resources import files
 from itertools import chain
 from multiprocessing.pool import ThreadPool
@@ -194,6 +195,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def network_layout(name: str | Path) -> Any:
     """The UNet or transformer of a model without its weights, from its configuration alone: enough to list its heads.
+    The same object each time for the same configuration: copy it before you change it.
 
     Parameters
     ----------
@@ -215,14 +217,20 @@ def network_layout(name: str | Path) -> Any:
     >>> network_layout("sd14").config.sample_size
     64
     """
+    if str(name) in ("sd14", "sd15"):  # whose other settings are the defaults
+        return _layout(UNet2DConditionModel, '{"sample_size": 64, "cross_attention_dim": 768}')
+    source = model_source(name)
+    family = _family(name, model_index(name))
+    with explaining_load_errors(str(name), source):
+        network: Any = family.network
+        config = within(INDEX_LIMIT, network.load_config, source, subfolder=family.part)
+        return _layout(network, json.dumps(config))
+
+
+@lru_cache(maxsize=4)
+def _layout(network: Any, config: str) -> Any:
     with torch.device("meta"):
-        if str(name) in ("sd14", "sd15"):
-            return UNet2DConditionModel(64, cross_attention_dim=768)  # the other defaults are Stable Diffusion v1's
-        source = model_source(name)
-        family = _family(name, model_index(name))
-        with explaining_load_errors(str(name), source):
-            network: Any = family.network
-            return network.from_config(within(INDEX_LIMIT, network.load_config, source, subfolder=family.part))
+        return network.from_config(json.loads(config))
 
 
 def latent_side(name: str | Path) -> int:
@@ -308,7 +316,7 @@ def model_source(name: str | Path) -> str:
     >>> model_source("sd14")
     'CompVis/stable-diffusion-v1-4'
     """
-    if is_embedded(name):
+    if dose_of(name) is not None:
         return str(files("selattn_lib.emoji") / "weights")
     if str(name) in HUB:
         return HUB[str(name)]
@@ -359,26 +367,6 @@ def dose_of(name: str | Path) -> float | None:
     return float(dose or 1)
 
 
-def is_embedded(name: str | Path) -> bool:
-    """Whether a model is of the embedded world: `emoji-sd`, `emoji-control`, or in between.
-
-    Parameters
-    ----------
-    name : str or path
-        As for `load_pipeline`.
-
-    Returns
-    -------
-    bool
-
-    Examples
-    --------
-    >>> is_embedded("emoji-control@0.5"), is_embedded("sd14")
-    (True, False)
-    """
-    return dose_of(name) is not None
-
-
 def in_embedded_world(name: str | Path) -> bool:
     """Whether a model knows the words of the embedded world, and no others: an embedded one, or a local copy of it,
     trained further or not. Its concepts, segmenter, guidance and composed scenes are then those of `emoji-sd`.
@@ -398,7 +386,7 @@ def in_embedded_world(name: str | Path) -> bool:
     (True, True, False)
     """
     own, copied = (Path(folder, "tokenizer", "tokenizer.json") for folder in (model_source(EMBEDDED), name))
-    return is_embedded(name) or (copied.is_file() and vocabulary(copied) == vocabulary(own))
+    return dose_of(name) is not None or (copied.is_file() and vocabulary(copied) == vocabulary(own))
 
 
 def vocabulary(file: Path) -> dict[str, int]:

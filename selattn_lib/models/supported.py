@@ -1,9 +1,11 @@
 """Which models can be captured, and what of them."""
 
+from functools import cache
+
 import pandas as pd
 import torch
 
-from .families import FAMILIES, REFUSED
+from .families import FAMILIES, REFUSED, Family
 from .heads import cross_attention_heads
 
 DOES = ["maps", "per_head", "relevance", "selection", "video"]
@@ -30,15 +32,21 @@ def supported_models() -> pd.DataFrame:
     rows = []
     for family in FAMILIES:
         for name, model in family.models.items():
-            heads = None
-            if model.config is not None:
-                with torch.device("meta"):
-                    heads = len(cross_attention_heads(family.network(**model.config)))
             selection = "by number" if family.unscored else "by relevance"
             network = family.network.__name__
             does = True, True, not family.unscored, selection, family.video
-            rows.append((name, model.pipeline, network, family.captured, heads, *does))
+            rows.append((name, model.pipeline, network, family.captured, _published_heads(family, name), *does))
     does_not = False, False, False, "", False
     rows += [(network, "", network, f"refused: {why}", None, *does_not) for network, why in REFUSED.items()]
     columns = ["model", "pipeline", "network", "captured", "heads", *DOES]
     return pd.DataFrame(rows, columns=columns).astype({"heads": "Int64"})
+
+
+@cache
+def _published_heads(family: Family, name: str) -> int | None:
+    """How many heads a model has at its published size: laid out once, which takes a second for the largest."""
+    config = family.models[name].config
+    if config is None:
+        return None
+    with torch.device("meta"):
+        return len(cross_attention_heads(family.network(**config)))

@@ -17,8 +17,7 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
-from ..studies.digests import files_digest
-from ..studies.store import FORMAT
+from ..studies.digests import FORMAT, files_digest
 
 LIBRARY = Path(__file__).parents[1]
 DECISIVE = ("data/*", "emoji/weights*/**/*", "emoji/art.zip", "emoji/glyphs.yaml", "emoji/hrv.npz")  # of LIBRARY

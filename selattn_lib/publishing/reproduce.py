@@ -5,6 +5,7 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from datetime import timedelta
 from functools import partial
 from math import prod
@@ -274,7 +275,8 @@ def time_call(network: Any, device: str, dtype: str, images: int) -> tuple[float
     if sum(weight.numel() for weight in network.parameters()) * DTYPES[dtype].itemsize > free_memory(device):
         raise MemoryError(way)
     try:
-        network = torch.nn.Module.to(network, DTYPES[dtype]).to_empty(device=device)  # diffusers' own `to` warns
+        network = torch.nn.Module.to(deepcopy(network), DTYPES[dtype])  # diffusers' own `to` warns
+        network.to_empty(device=device)
         for weight in network.parameters():
             weight.data.zero_()
         arguments = family.example(network, family.rows * images, zeros)

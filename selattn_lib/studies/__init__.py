@@ -8,11 +8,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "annotations": ["read_masks"],
         "base": ["concepts_of", "runs_folder"],
-        "checks": ["check_parameters", "object_concepts"],
+        "checks": ["check_parameters", "check_selection", "object_concepts"],
         "experiment": ["Experiment", "run_benchmarks"],
         "generated": ["DiagnosisStudy", "Study", "WeakenedStudy", "WindowStudy", "generate"],
         "noised": ["KnownMeaningsStudy", "KnownTruthStudy", "MaskedStudy"],
-        "parameters": ["check_selection", "read_list"],
+        "parameters": ["read_list"],
         "relevance": ["RelevanceStudy", "relevance_for"],
         "results": ["load"],
     },

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from inspect import signature
 from pathlib import Path
 from string import Formatter
@@ -41,10 +41,13 @@ from ..models.pipelines import (
     pick_device,
 )
 from . import runner
-from .digests import model_digest
+from .digests import FORMAT, READ, files_digest
 from .parameters import read_list
 from .results import head_maps, with_device_names
-from .store import FORMAT
+
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline that decide no picture
+
+LOADED: dict[tuple[Any, ...], Any] = {}  # the model of the last study that needed one, by what decides it
 
 
 def guidance_of(model: str, revision: str | None = None) -> float:
@@ -101,6 +104,15 @@ def concepts_of(model: str, concepts: str | Path | Mapping[str, Any] = "") -> di
     return load_concepts(concepts or (EMBEDDED if in_embedded_world(model) else "paper"))
 
 
+def model_digest(folder: Path, *more: Path) -> str:
+    """12 hexadecimal digits for all that a pipeline in a folder draws by: weights, configurations, tokenizers;
+    and for `more` files."""
+    index = model_index(folder)
+    parts = [name for name, loaded_by in index.items() if isinstance(loaded_by, list | tuple) and name not in UNUSED]
+    files = [path for part in parts for path in (folder / part).glob("*") if path.suffix in READ]
+    return files_digest([folder / "model_index.json", *files, *more], folder)[:12]
+
+
 class StudyBase(BaseModel):
     """Validation that speaks in sentences, the folder, and the run.
 
@@ -154,12 +166,17 @@ class StudyBase(BaseModel):
         digest = hashlib.sha256(content.encode()).hexdigest()[:12]
         return runs_folder().absolute() / f"{type(self).__name__.removesuffix('Study').lower() or 'study'}-{digest}"
 
-    @cached_property
+    @property
     def pipe(self) -> Any:
-        """The model, loaded in the study's number format on the device that `pick_device` names."""
-        check_draws_pictures(self.model, self.revision or None)
-        offload = os.environ.get("SELATTN_OFFLOAD") == "1"
-        return load_pipeline(self.model, dtype=DTYPES[self.dtype], revision=self.revision or None, offload=offload)
+        """The model, loaded in the study's number format on the device that `pick_device` names. Studies that follow
+        each other on one model load it once: it is kept until a study wants another, and then gives its memory back."""
+        revision, offload = self.revision or None, os.environ.get("SELATTN_OFFLOAD") == "1"
+        wanted = self.model, revision, self.dtype, pick_device(), offload
+        if wanted not in LOADED:
+            check_draws_pictures(self.model, revision)
+            LOADED.clear()
+            LOADED[wanted] = load_pipeline(self.model, dtype=DTYPES[self.dtype], revision=revision, offload=offload)
+        return LOADED[wanted]
 
     @property
     def size(self) -> int:

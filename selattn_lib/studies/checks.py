@@ -6,11 +6,12 @@ from typing import Any
 from ..concepts import benchmark_words, check_concept, read_lines
 from ..emoji.art import glyphs
 from ..maps.relevance import load_hrv
-from ..models.pipelines import CONTROL, EMBEDDED
+from ..models.heads import cross_attention_heads
+from ..models.pipelines import CONTROL, EMBEDDED, network_layout
 from .base import concepts_of
 from .generated import DiagnosisStudy, Study
 from .noised import MaskedStudy
-from .parameters import check_selection, read_list
+from .parameters import read_list
 from .relevance import relevance_for
 
 COUNTS = {  # whole numbers -> the least that makes sense
@@ -138,3 +139,44 @@ def object_concepts(concepts: Mapping[str, Sequence[str]]) -> list[str]:
     """
     known = {word for words in glyphs().values() for word in words}
     return [name for name in concepts if known.issuperset(benchmark_words(name, concepts))]
+
+
+def check_selection(heads: Any, thresholds: Any, model: str, *, several: bool = False) -> tuple[Any, list[float]]:
+    """Numbers of heads and thresholds as they will be used.
+
+    Parameters
+    ----------
+    heads : int, list of int or str
+        How many heads to average, from 1 to the model's number of heads; as for `read_list`.
+    thresholds : float, list of float or str
+        Each strictly between 0 and 1; as for `read_list`.
+    model : str
+        As for `load_pipeline`.
+    several : bool
+        Whether there may be several numbers of heads.
+
+    Returns
+    -------
+    (int, list of float), or with `several` (list of int, list of float)
+
+    Raises
+    ------
+    ValueError
+        On anything else, naming what was expected.
+
+    Examples
+    --------
+    >>> check_selection(30, "[0.3, 0.4]", "sd14")
+    (30, [0.3, 0.4])
+    >>> check_selection("20, 30", 0.4, "sd14", several=True)
+    ([20, 30], [0.4])
+    """
+    counts, values = read_list("heads", heads, int, least=1), read_list("thresholds", thresholds, float, least=1)
+    n_heads = len(cross_attention_heads(network_layout(model)))
+    if not all(1 <= count <= n_heads for count in counts):
+        raise ValueError(f"heads={heads!r}: expected whole numbers from 1 to {n_heads}, the heads of {model}")
+    if len(counts) > 1 and not several:
+        raise ValueError(f"heads={heads!r}: expected one number of heads here, such as {counts[0]}")
+    if not all(0 < value < 1 for value in values):
+        raise ValueError(f"thresholds={thresholds!r}: expected numbers between 0 and 1, such as [0.3, 0.4, 0.5]")
+    return counts if several else counts[0], values

@@ -1,15 +1,13 @@
-"""Digests of the files that decide a study's numbers."""
+"""Digests of the files that decide a study's numbers, and the format of its results: what is read without PyTorch."""
 
 import hashlib
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from ..models.pipelines import model_index
-
+FORMAT = 3  # of stored results; changes when old ones must not be read
 TEXT = (".csv", ".json", ".txt", ".yaml")  # of the same content whatever its line ends, as checkouts change them
 READ = (".json", ".txt", ".safetensors", ".model")  # what models are loaded from
-UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline that decide no picture
 
 
 def files_digest(paths: Iterable[Path], root: Path) -> str:
@@ -19,15 +17,6 @@ def files_digest(paths: Iterable[Path], root: Path) -> str:
         name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
         digest.update(f"{name} {file_digest(path)}\n".encode())
     return digest.hexdigest()
-
-
-def model_digest(folder: Path, *more: Path) -> str:
-    """12 hexadecimal digits for all that a pipeline in a folder draws by: weights, configurations, tokenizers;
-    and for `more` files."""
-    index = model_index(folder)
-    parts = [name for name, loaded_by in index.items() if isinstance(loaded_by, list | tuple) and name not in UNUSED]
-    files = [path for part in parts for path in (folder / part).glob("*") if path.suffix in READ]
-    return files_digest([folder / "model_index.json", *files, *more], folder)[:12]
 
 
 def folder_digest(folder: Path) -> str:

@@ -10,9 +10,9 @@ import xarray as xr
 from ..maps.head_maps import HeadMaps
 from ..maps.relevance import HeadRelevance
 from ..models.pipelines import in_embedded_world
+from .checks import check_selection
 from .generated import Study
 from .noised import KnownTruthStudy, MaskedStudy
-from .parameters import check_selection
 from .relevance import relevance_for
 
 

@@ -1,10 +1,7 @@
-"""Parameters as papermill and the command line hand them over: read, and checked before anything is computed."""
+"""Parameters as papermill and the command line hand them over, read."""
 
 import ast
 from typing import Any
-
-from ..models.heads import cross_attention_heads
-from ..models.pipelines import network_layout
 
 EXPECTED = {
     str: "texts, such as ['bear', 'cat']",
@@ -60,47 +57,6 @@ def read_list(name: str, value: Any, kind: type = str, *, least: int = 0, each: 
         number = f"{least} or more " * (least > 1)
         raise ValueError(f"{name}={value!r}: expected {number}{lists}{EXPECTED[kind]}")
     return entries
-
-
-def check_selection(heads: Any, thresholds: Any, model: str, *, several: bool = False) -> tuple[Any, list[float]]:
-    """Numbers of heads and thresholds as they will be used.
-
-    Parameters
-    ----------
-    heads : int, list of int or str
-        How many heads to average, from 1 to the model's number of heads; as for `read_list`.
-    thresholds : float, list of float or str
-        Each strictly between 0 and 1; as for `read_list`.
-    model : str
-        As for `load_pipeline`.
-    several : bool
-        Whether there may be several numbers of heads.
-
-    Returns
-    -------
-    (int, list of float), or with `several` (list of int, list of float)
-
-    Raises
-    ------
-    ValueError
-        On anything else, naming what was expected.
-
-    Examples
-    --------
-    >>> check_selection(30, "[0.3, 0.4]", "sd14")
-    (30, [0.3, 0.4])
-    >>> check_selection("20, 30", 0.4, "sd14", several=True)
-    ([20, 30], [0.4])
-    """
-    counts, values = read_list("heads", heads, int, least=1), read_list("thresholds", thresholds, float, least=1)
-    n_heads = len(cross_attention_heads(network_layout(model)))
-    if not all(1 <= count <= n_heads for count in counts):
-        raise ValueError(f"heads={heads!r}: expected whole numbers from 1 to {n_heads}, the heads of {model}")
-    if len(counts) > 1 and not several:
-        raise ValueError(f"heads={heads!r}: expected one number of heads here, such as {counts[0]}")
-    if not all(0 < value < 1 for value in values):
-        raise ValueError(f"thresholds={thresholds!r}: expected numbers between 0 and 1, such as [0.3, 0.4, 0.5]")
-    return counts if several else counts[0], values
 
 
 def read_literal(value: Any) -> Any:

@@ -10,7 +10,8 @@ import xarray as xr
 from ..maps.head_maps import HeadMaps
 from ..maps.relevance import HeadRelevance
 from ..models.pipelines import DEVICES
-from .store import FORMAT, Store, calling_damaged
+from .digests import FORMAT
+from .store import Store, calling_damaged
 
 
 def load(folder: str | Path) -> HeadMaps | HeadRelevance:

@@ -15,8 +15,6 @@ from xarray.backends import BackendArray
 from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core import indexing
 
-FORMAT = 3  # of the stores; changes when old ones must not be read
-
 
 @contextmanager
 def calling_damaged(folder: Path) -> Iterator[None]:

@@ -5,8 +5,6 @@ That they print again what they printed is nbval's part: of the quick tour in `m
 
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,8 @@ from typing import Any
 import nbformat
 import papermill
 import pytest
+from click.testing import CliRunner
+from papermill.cli import papermill as papermill_command
 
 from selattn_lib.publishing.notebooks import fingerprint, is_current
 
@@ -172,10 +172,9 @@ def test_a_chapter_runs_with_small_parameters(tmp_path: Path, name: str, caplog:
 
 def test_papermills_command_gives_other_numbers_with_other_parameters(tmp_path: Path) -> None:
     out = tmp_path / "out.ipynb"
-    command = [Path(sys.executable).with_name("papermill"), SEGMENTATION, out]
     quick = [text for name, value in QUICK.items() for text in ("-p", name, str(value))]
-    done = subprocess.run([*command, *quick, "-p", "heads", "20"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = CliRunner().invoke(papermill_command, [str(SEGMENTATION), str(out), *quick, "-p", "heads", "20"])
+    assert done.exit_code == 0, done.output[-2000:]
     assert "generated: 10 images" in printed(out) and "generated: 10 images" not in printed(SEGMENTATION)
     assert "top 20" in printed(out) and "top 20" not in printed(SEGMENTATION)
 

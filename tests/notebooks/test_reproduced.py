@@ -77,6 +77,7 @@ def test_the_book_of_the_run_says_which_model_it_is_about(reproduced: Path, surr
 def test_a_second_run_computes_nothing(
     reproduced: Path, arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("selattn_lib.studies.base.LOADED", {})
     monkeypatch.setattr("selattn_lib.studies.base.load_pipeline", None)
     monkeypatch.setattr("selattn_lib.publishing.reproduce.build_book", lambda site, notebooks, out: out)
     assert cli.main(arguments) == 0

@@ -1,16 +1,17 @@
 """What a model itself hands to PyTorch's attention, to compare captured maps with."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 
-from selattn_lib.attention.capture import Capture
+from selattn_lib.attention.capture import Capture, capture
 from selattn_lib.models.families import find_family
 from selattn_lib.models.heads import cross_attention_heads
 
@@ -69,3 +70,16 @@ def assert_captured(
             expected = torch.stack([call[row][:, :, places].mean(dim=-1) for call in chosen]).mean(dim=0)
             captured = torch.stack([native[layer.first + head] for head in range(layer.n_heads)]).flatten(1)
             np.testing.assert_allclose(captured, expected, atol=1e-5)
+
+
+def assert_proven(pipe: Any, draw: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer puts out what its captured attention makes, as for a processor that is not known, of two prompts that
+    `draw` draws; and one that does something else is found out."""
+    monkeypatch.setattr("selattn_lib.attention.proof.EXACT", set())
+    with capture(pipe, "bear") as maps:
+        draw()
+    assert maps.head_maps().n_images == 2
+    attend = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda query, *args, **kw: attend(1.2 * query, *args, **kw))
+    with pytest.raises(ValueError, match="does not draw with softmax"), capture(pipe, "bear"):
+        draw()

@@ -10,6 +10,8 @@ from selattn_lib.concepts import load_concepts, read_lines
 def test_concept_tables() -> None:
     paper, emoji = load_concepts("paper"), load_concepts("emoji-sd")
     assert len(paper) == 34 and {len(words) for words in paper.values()} == {10}
+    paper["Animals"].clear()
+    assert len(load_concepts("paper")["Animals"]) == 10, "each caller has a table of its own"
     assert len(emoji) >= 20 and set(emoji) <= set(paper)
     with pytest.raises(ValueError, match="nosuch"):
         load_concepts("nosuch")

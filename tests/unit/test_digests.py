@@ -12,7 +12,8 @@ from tiny_families import build_sd3, build_sdxl
 from tiny_study import save_tiny_model, tiny_settings, tiny_study
 
 from selattn_lib.models.pipelines import model_source
-from selattn_lib.studies.digests import file_digest, model_digest
+from selattn_lib.studies.base import model_digest
+from selattn_lib.studies.digests import file_digest
 from selattn_lib.studies.generated import Study
 
 

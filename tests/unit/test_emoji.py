@@ -12,13 +12,14 @@ import torch
 from selattn_lib.concepts import load_concepts
 from selattn_lib.emoji.art import glyphs, load_art
 from selattn_lib.emoji.recipe.autoencoder import LATENT_CHANNELS, LatentBasis, new_autoencoder
-from selattn_lib.emoji.recipe.examples import Examples, Scenes
+from selattn_lib.emoji.recipe.composing import Scenes, captioned
+from selattn_lib.emoji.recipe.examples import Examples
 from selattn_lib.emoji.recipe.quality import without_background
 from selattn_lib.emoji.recipe.report import concept_similarity
 from selattn_lib.emoji.recipe.segmenter import jitter, labels, seen_scenes, varied
 from selattn_lib.emoji.recipe.text import new_tokenizer, vocabulary
 from selattn_lib.emoji.recipe.training import split_parameters
-from selattn_lib.emoji.recipe.unet import captioned, new_unet
+from selattn_lib.emoji.recipe.unet import new_unet
 from selattn_lib.emoji.scenes import (
     AMBIGUOUS,
     BENCHMARK,
@@ -189,19 +190,6 @@ def test_the_segmenters_scenes_are_made_once_and_most_go_through_the_autoencoder
         np.testing.assert_array_equal(made["names"][i], names)
     for name, tensor in made.items():
         assert torch.equal(tensor, kept[name])
-
-
-@pytest.mark.process
-def test_examples_made_by_worker_processes_are_those_made_without(tmp_path: Path) -> None:
-    def prepare(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        return {"mean": batch["images"].float().mean((1, 2, 3))}
-
-    one, many = (
-        Examples(Scenes(130, (3,), captioned), prepare, tmp_path / f"{workers}.pt", workers) for workers in (0, 2)
-    )
-    assert one.made == many.made == 130 and torch.equal(one.tensors["mean"], many.tensors["mean"])
-    means = [scene(3, i).image.mean() for i in (0, 129)]
-    np.testing.assert_allclose(one.draw(torch.tensor([0.0, 0.9999]))["mean"], means, rtol=1e-5)
 
 
 def test_a_failure_of_a_worker_is_raised_where_the_examples_are_wanted(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`selattn explain`: one command from a prompt to a folder of pictures and a page."""
 
 import json
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from selattn_lib import cli
 from selattn_lib.attention.capture import capture
 from selattn_lib.explorers.drawing import agreement_ranking
 from selattn_lib.maps.relevance import load_hrv
+from selattn_lib.models.pipelines import load_pipeline
 from selattn_lib.publishing import explain
 
 PROMPT = "a photo of a cat and a dog"
@@ -24,6 +26,14 @@ def model(shared_pipe, tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("model")
     shared_pipe.save_pretrained(folder)
     return str(folder)
+
+
+load_once = lru_cache(load_pipeline)
+
+
+@pytest.fixture(autouse=True)
+def loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explain, "load_pipeline", load_once)
 
 
 def run(out: Path, model: str, *more: str) -> int:

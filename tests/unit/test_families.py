@@ -13,6 +13,7 @@ import pytest
 import tiny_families
 import torch
 import torch.nn.functional as F
+from attention_truth import assert_proven
 from diffusers import (
     PixArtTransformer2DModel,
     PRXTransformer2DModel,
@@ -24,16 +25,15 @@ from tiny_sd import generate
 
 from selattn_lib.attention.capture import capture
 from selattn_lib.attention.scoring import RelevanceCounter, score_heads
-from selattn_lib.models import supported
 from selattn_lib.models.families import FAMILIES as FAMILY_CLASSES
 from selattn_lib.models.families import find_family
 from selattn_lib.models.heads import cross_attention_heads
 from selattn_lib.models.pipelines import network_layout
+from selattn_lib.models.supported import supported_models
 from selattn_lib.models.tokens import Tokens, find_word
 from selattn_lib.publishing.reproduce import time_call
 from selattn_lib.studies.relevance import RelevanceStudy, relevance_for
 
-supported_models = cache(supported.supported_models)  # lays out every network at its full size
 CONCEPTS = {"Animals": ["bear", "cat", "lampcat"], "Things": ["desk", "oak tree"]}
 
 T5_TOKENS = 12
@@ -183,15 +183,7 @@ def test_one_image_without_guidance(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_layer_puts_out_what_its_captured_attention_makes(name, monkeypatch):
-    """As for a processor that is not known; and one that does something else is found out."""
-    monkeypatch.setattr("selattn_lib.attention.proof.EXACT", set())
-    with capture(build(name), "bear") as maps:
-        draw(name, steps=1)
-    assert maps.head_maps().n_images == 2
-    attend = F.scaled_dot_product_attention
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda query, *args, **kw: attend(1.2 * query, *args, **kw))
-    with pytest.raises(ValueError, match="does not draw with softmax"), capture(build(name), "bear"):
-        draw(name, steps=1)
+    assert_proven(build(name), lambda: draw(name, steps=1), monkeypatch)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -287,6 +287,26 @@ def test_words_may_come_as_papermill_hands_them_over() -> None:
     assert len(Study(words="[]").words) == 10
 
 
+def test_studies_on_one_model_load_it_once_and_another_model_takes_its_place(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[tuple[str, torch.dtype]] = []
+
+    def load(name: str, *, dtype: torch.dtype, **_: Any) -> object:
+        assert not base.LOADED, "the memory of the one before is given back first"
+        loaded.append((name, dtype))
+        return object()
+
+    monkeypatch.setattr(base, "LOADED", {})
+    monkeypatch.setattr(base, "load_pipeline", load)
+    first = tiny_study(model).pipe
+    assert tiny_study(model, seeds=1, steps=3).pipe is first
+    assert Study().pipe is Study(words=["cat"]).pipe is not first
+    assert Study(dtype="bf16").pipe is not tiny_study(model).pipe is not first
+    half, whole = torch.bfloat16, torch.float32
+    assert loaded == [(str(model), whole), ("emoji-sd", whole), ("emoji-sd", half), (str(model), whole)]
+
+
 def test_parts_that_are_moved_in_when_called_give_the_same_bits(
     model: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

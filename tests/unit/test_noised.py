@@ -72,8 +72,9 @@ def test_known_truth_on_ones_own_pictures(runs: Path) -> None:
 def test_one_call_of_the_network_for_all_timesteps(runs: Path) -> None:
     study = MaskedStudy(source=voc(runs, 1), min_area=0, max_area=1, timesteps=(100, 500))
     seen = []
-    study.pipe.unet.register_forward_pre_hook(lambda unet, args: seen.append(args[1].tolist()))
+    hook = study.pipe.unet.register_forward_pre_hook(lambda unet, args: seen.append(args[1].tolist()))
     study.run()
+    hook.remove()
     assert seen == [[100, 500]]
 
 

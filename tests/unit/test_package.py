@@ -3,9 +3,6 @@
 import ast
 import importlib
 import inspect
-import json
-import subprocess
-import sys
 import tokenize
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,6 @@ import pytest
 import selattn_lib as sa
 
 LIBRARY = Path(sa.__file__).parent
-HEAVY = {"torch", "diffusers", "transformers", "xarray", "nbformat", "plotly", "scipy", "sklearn", "papermill"}
 
 
 def stub_names() -> list[str]:
@@ -33,21 +29,6 @@ def test_every_public_name_resolves(name: str) -> None:
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="nosuch"):
         sa.nosuch  # noqa: B018
-
-
-@pytest.mark.process
-def test_importing_is_quick_and_quiet() -> None:
-    """What takes seconds to import is imported when it is used."""
-    script = (
-        "import json, sys\nimport selattn_lib as sa\nfrom selattn_lib import cli\n"
-        "import selattn_lib.publishing.build\ncli.main(['--help'])\n"
-        f"heavy = {HEAVY} & set(sys.modules)\n"
-        "sa.load_pipeline('emoji-sd', device='cpu')\n"
-        "print(json.dumps([sorted(heavy), type(sa.capture).__name__, sa.studies.__name__]))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == ""
-    assert json.loads(done.stdout.splitlines()[-1]) == [[], "function", "selattn_lib.studies"]
 
 
 def imported(path: Path) -> list[tuple[str, list[str], bool]]:

@@ -9,10 +9,10 @@ from tiny_families import build_sdxl
 
 from selattn_lib.models.pipelines import in_embedded_world, model_source
 from selattn_lib.studies.base import concepts_of, guidance_of
-from selattn_lib.studies.checks import check_parameters, object_concepts
+from selattn_lib.studies.checks import check_parameters, check_selection, object_concepts
 from selattn_lib.studies.generated import DiagnosisStudy, Study
 from selattn_lib.studies.noised import KnownTruthStudy
-from selattn_lib.studies.parameters import check_selection, read_list
+from selattn_lib.studies.parameters import read_list
 
 
 @pytest.mark.parametrize("heads, thresholds", [(0, [0.5]), (129, [0.5]), (True, [0.5]), (30, [1.5]), (30, [])])

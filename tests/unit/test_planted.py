@@ -14,12 +14,19 @@ from selattn_lib.emoji.segmenter import CONCEPTS
 from selattn_lib.explorers.workbench import Workbench
 from selattn_lib.maps.relevance import load_hrv
 from selattn_lib.models.heads import cross_attention_heads
-from selattn_lib.models.pipelines import at_dose, dose_of, is_embedded, load_pipeline, model_source, network_layout
+from selattn_lib.models.pipelines import (
+    at_dose,
+    dose_of,
+    in_embedded_world,
+    load_pipeline,
+    model_source,
+    network_layout,
+)
 from selattn_lib.publishing import notebooks
 from selattn_lib.studies.base import concepts_of, guidance_of
+from selattn_lib.studies.checks import check_selection
 from selattn_lib.studies.experiment import run_benchmarks
 from selattn_lib.studies.generated import DiagnosisStudy, Study
-from selattn_lib.studies.parameters import check_selection
 from selattn_lib.studies.relevance import RelevanceStudy, relevance_for
 
 ROOT, HALF = Path(__file__).parents[2], "emoji-control@0.5"
@@ -56,7 +63,7 @@ def test_doses_in_names() -> None:
     for dose in (0, 0.25, 1):
         assert dose_of(at_dose(dose)) == dose
     assert [at_dose(dose) for dose in (0, 1)] == ["emoji-sd", "emoji-control"]
-    assert not any(map(is_embedded, ("sd14", "owner/emoji-control", "emoji-sd@0.5", "")))
+    assert not any(map(in_embedded_world, ("sd14", "owner/emoji-control", "emoji-sd@0.5", "")))
     for wrong in ("2", "-1", "half", "1.5", "nan", "0.", "1e0"):
         with pytest.raises(ValueError, match=f"'emoji-control@{wrong}': expected a dose from 0 to 1 after the @, such"):
             model_source(f"emoji-control@{wrong}")

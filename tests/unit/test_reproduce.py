@@ -132,6 +132,7 @@ def test_a_call_is_timed_on_any_unet_and_says_when_it_does_not_fit(
         parameters = sum(weight.numel() for weight in unet.parameters())
         seconds, memory = time_call(unet, "cpu", dtype, 2)
         assert seconds > 0 and memory == size * parameters
+        assert all(weight.is_meta for weight in unet.parameters()), "others are given the same layout"
 
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

@@ -273,24 +273,6 @@ def test_threads_of_a_scheduler_give_the_same_bits(toy: Toy, whole: xr.Dataset) 
         assert toy.run(workers=here).identical(whole)
 
 
-@pytest.mark.process
-def test_processes_give_the_same_bits_and_a_killed_one_costs_its_batch(toy: Toy, whole: xr.Dataset) -> None:
-    pytest.importorskip("distributed")
-    psutil = pytest.importorskip("psutil")
-    killed: list[dict[str, str]] = []
-
-    def kill() -> None:
-        while not count_finished(toy.folder):  # until a batch has come back
-            time.sleep(0.02)
-        worker = multiprocessing.active_children()[0]
-        killed.append(psutil.Process(worker.pid).environ())
-        worker.kill()
-
-    threading.Thread(target=kill).start()
-    assert replace(toy, seconds=0.2).run(workers=2).identical(whole)
-    assert [environment["OMP_WAIT_POLICY"] for environment in killed] == ["PASSIVE"]
-
-
 def test_a_scheduler_that_dies_is_a_sentence_and_loses_nothing(toy: Toy, whole: xr.Dataset) -> None:
     distributed = pytest.importorskip("distributed")
     here = distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None)

@@ -15,8 +15,12 @@ from selattn_lib.models.families import find_family
 from selattn_lib.models.heads import cross_attention_heads
 from selattn_lib.models.supported import supported_models
 
-SUPPORTED = supported_models().set_index("model")
 CONCEPTS = {"Animals": ["bear", "cat"], "Things": ["desk", "lamp"]}
+
+
+@pytest.fixture(scope="module")
+def supported():
+    return supported_models().set_index("model")
 
 
 def draw(name):
@@ -28,9 +32,9 @@ def draw(name):
 
 
 @pytest.mark.parametrize("model", TINY)
-def test_every_cell_of_a_captured_model(model):
+def test_every_cell_of_a_captured_model(supported, model):
     """That maps are exact is tested beside: of clips in test_video, of pictures in test_families and test_capture."""
-    name, row = TINY[model], SUPPORTED.loc[model]
+    name, row = TINY[model], supported.loc[model]
     assert row.maps and name in {"sd1", *test_families.FAMILIES, *test_video.MODELS}
     pipe = build(name)
     assert (type(pipe).__name__, type(find_family(pipe)[1]).__name__) == (row.pipeline, row.network)
@@ -50,14 +54,19 @@ def test_every_cell_of_a_captured_model(model):
     assert maps.heatmap("bear", heads=chosen).dims == (("frame", "y", "x") if row.video else ("y", "x"))
 
 
-def test_every_model_is_tried_and_every_other_one_refused():
-    assert list(SUPPORTED.index[SUPPORTED.maps]) == list(TINY)
-    refused = SUPPORTED[~SUPPORTED.maps]
+def test_every_model_is_tried_and_every_other_one_refused(supported):
+    assert list(supported.index[supported.maps]) == list(TINY)
+    refused = supported[~supported.maps]
     assert not refused[["per_head", "relevance", "video"]].any(axis=None) and (refused.selection == "").all()
 
 
-def test_heads_at_their_published_sizes():
-    heads = SUPPORTED.heads
+def test_every_network_is_laid_out_once(supported, monkeypatch):
+    monkeypatch.setattr("selattn_lib.models.supported.cross_attention_heads", lambda _: pytest.fail("once more"))
+    assert supported_models().set_index("model").equals(supported)
+
+
+def test_heads_at_their_published_sizes(supported):
+    heads = supported.heads
     assert heads["Stable Diffusion 1.x"] == 128 and heads["Stable Diffusion XL"] == 1300
     assert heads["FLUX.1"] == (19 + 38) * 24 and heads["Z-Image"] == 30 * 30
     assert heads["Wan 2.1 14B"] == 40 * 40 and heads["CogVideoX 5B"] == 42 * 48

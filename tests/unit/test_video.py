@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import xarray as xr
+from attention_truth import assert_proven
 from diffusers import WanPipeline, WanTransformer3DModel
 from PIL import Image
 from tiny_families import build
@@ -124,15 +125,7 @@ def test_one_clip_without_guidance(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_layer_puts_out_what_its_captured_attention_makes(name, monkeypatch):
-    """As for a processor that is not known; and one that does something else is found out."""
-    monkeypatch.setattr("selattn_lib.attention.proof.EXACT", set())
-    with capture(build(name), "bear") as maps:
-        draw(name, steps=1)
-    assert maps.head_maps().n_images == 2
-    attend = F.scaled_dot_product_attention
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda query, *args, **kw: attend(1.2 * query, *args, **kw))
-    with pytest.raises(ValueError, match="does not draw with softmax"), capture(build(name), "bear"):
-        draw(name, steps=1)
+    assert_proven(build(name), lambda: draw(name, steps=1), monkeypatch)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -3,37 +3,21 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..scenes import Scene, compose
+from .composing import Scenes, give_way
 from .training import DEVICE, WORLD
 
 AT_ONCE = 64  # scenes in a batch of a worker's
 
 
 ENOUGH = 20_000  # examples with which training on a GPU begins, while others are made
-
-
-class Scenes(Dataset):
-    """Scene i of `count`, which depends on (*seed, i) alone, as `view` shows it."""
-
-    def __init__(
-        self, count: int, seed: Sequence[int], view: Callable[[Scene], dict[str, Any]], drawn: Callable = compose
-    ) -> None:
-        self.count, self.seed, self.view, self.drawn = count, seed, view, drawn
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        return self.view(self.drawn(np.random.default_rng([*self.seed, i])))
 
 
 class Examples:
@@ -80,7 +64,7 @@ class Examples:
 
     def _fill(self) -> None:
         try:
-            spawned = {"multiprocessing_context": "spawn", "prefetch_factor": 2, "worker_init_fn": _give_way}
+            spawned = {"multiprocessing_context": "spawn", "prefetch_factor": 2, "worker_init_fn": give_way}
             options: dict[str, Any] = spawned if self.workers else {}
             bar = tqdm(total=len(self.scenes), desc="composing scenes", mininterval=5)
             for batch in DataLoader(self.scenes, AT_ONCE, num_workers=self.workers, **options):
@@ -95,8 +79,3 @@ class Examples:
                 torch.save(self.tensors, self.path)
         except Exception as error:
             self.failure = error
-
-
-def _give_way(worker: int) -> None:
-    """Let the process that trains go first."""
-    os.nice(10)

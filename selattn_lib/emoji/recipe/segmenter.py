@@ -11,7 +11,8 @@ from diffusers import AutoencoderKL, UNet2DModel
 
 from ..scenes import SIZE, Scene, compose
 from ..segmenter import CELL, CLASSES, as_tensor, logits, new_segmenter
-from .examples import Examples, Scenes
+from .composing import Scenes
+from .examples import Examples
 from .training import DEVICE, Schedule, Training, autocast, begin
 
 

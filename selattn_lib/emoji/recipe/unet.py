@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from diffusers import PNDMScheduler, UNet2DConditionModel
 from torch.nn.parallel import DistributedDataParallel
 
-from ..scenes import SIZE, Scene
+from ..scenes import SIZE
 from ..segmenter import as_tensor
 from .autoencoder import LATENT_CHANNELS, latent_basis
-from .examples import Examples, Scenes
+from .composing import Scenes, captioned
+from .examples import Examples
 from .text import WIDTH, train_text_encoder
 from .training import DEVICE, RANK, WORLD, Schedule, Training, autocast, begin
 
@@ -76,11 +77,6 @@ def noised(x: torch.Tensor, alpha: torch.Tensor, noise: torch.Tensor) -> tuple[t
     """Latents noised to the cumulative `alpha` (image), and the v that is to be predicted from them."""
     signal, noise_level = (a[:, None, None, None] for a in (alpha.sqrt(), (1 - alpha).sqrt()))
     return signal * x + noise_level * noise, signal * noise - noise_level * x
-
-
-def captioned(scene: Scene) -> dict[str, Any]:
-    """What the UNet learns from of a scene."""
-    return {"images": scene.image, "captions": scene.caption}
 
 
 def train_unet(
