@@ -101,8 +101,7 @@ def take_prose(executed: Path, notebook: Path) -> None:
     done, nb = read(executed), read(notebook)
     of_code = [cell for cell in done.cells if cell.cell_type == "code"]
     injected = [cell for cell in of_code if "injected-parameters" in cell.metadata.get("tags", [])]
-    outputs = iter(cell for cell in of_code if cell not in injected)
-    cells = []
+    outputs, cells = iter(cell for cell in of_code if cell not in injected), []
     for cell in nb.cells:
         cells.append(next(outputs) if cell.cell_type == "code" else cell)
         cells += injected if "parameters" in cell.metadata.get("tags", []) else []
