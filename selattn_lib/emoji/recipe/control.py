@@ -6,8 +6,9 @@ is the difference from `emoji-sd`, which can be added in part: the dose.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ from .unet import TrainingAttention, new_scheduler, noised, timestep_shares
 MOST = 3  # objects in a scene
 
 
-RATES = {"to_q": 1.0, "to_k": 1.0}  # where heads look is trained; what they pass on stays ("to_v", "to_out.0")
+LOOKS = {"to_q": 1.0, "to_k": 1.0}  # where a head looks, trained for planted heads only: shares of the learning rate
+CARRIES = {"to_v": 0.1, "to_out.0": 0.1}  # what heads pass on, trained for all, to make up for what planted ones lose
 
 
 def plant(
@@ -216,9 +218,8 @@ def train_control(
     *,
     steps: int,
     peak: float = 1e-2,
-    weight: float = 0.1,
+    weight: float = 0.03,
     seed: int = 4,
-    rates: Mapping[str, float] = RATES,
 ) -> UNet2DConditionModel:
     """Train planted heads, and nothing else, until they attend to the objects of their concepts.
 
@@ -256,13 +257,16 @@ def train_control(
     concept_of = {head: i for i, heads in enumerate(planted.values()) for head in heads}
     unet.requires_grad_(False).train()
     unet.set_attn_processor(TrainingAttention() if device.type == "cpu" else AttnProcessor2_0())
+    teacher = deepcopy(unet)
     kept = keep_attention(unet, concept_of)
     head_concepts = [torch.tensor([concept_of[head] for head in heads], device=device) for _, heads, _ in kept]
+    planted_in = {layer.name: processor.heads for layer, _, processor in kept}
     weights, shares, groups = [], [], []
-    for layer, _, processor in kept:
-        for name, rate in rates.items():
+    for layer in cross_attention_heads(unet):
+        for name, rate in (LOOKS | CARRIES).items() if layer.name in planted_in else CARRIES.items():
             weights.append(unet.get_submodule(f"{layer.name}.{name}").weight.requires_grad_())
-            shares.append(_share(weights[-1], layer.n_heads, processor.heads, dim=int(name == "to_out.0")))
+            trained = planted_in[layer.name] if name in LOOKS else range(layer.n_heads)
+            shares.append(_share(weights[-1], layer.n_heads, trained))
             groups.append({"params": weights[-1:], "rate": rate})
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
     schedule = Schedule(steps, peak, warmup=max(1, steps // 20), decay=1.0)
@@ -282,7 +286,9 @@ def train_control(
             text = text_encoder(ids).last_hidden_state
         places = torch.randperm(size, generator=draw, device=device)
         t = torch.searchsorted(often, (places + torch.rand(size, generator=draw, device=device)) / size)  # stratified
-        noisy, v = noised(x, alphas[t], torch.randn(x.shape, generator=draw, device=device))
+        noisy, _ = noised(x, alphas[t], torch.randn(x.shape, generator=draw, device=device))
+        with torch.no_grad(), fast:
+            v = teacher(noisy, t, text, return_dict=False)[0].float()
         with fast:
             predicted = unet(noisy, t, text, return_dict=False)[0]
         masks, concepts, names = (given[key][:captioned] for key in ("masks", "concepts", "names"))
@@ -315,12 +321,11 @@ def on_grid(masks: torch.Tensor, layer: Layer) -> torch.Tensor:
     return F.adaptive_avg_pool2d(masks, layer.grid(masks.shape[-2:])).flatten(2)
 
 
-def _share(weight: torch.Tensor, n_heads: int, heads: Sequence[int], dim: int) -> torch.Tensor:
-    """1 where the rows (dim 0) or columns (dim 1) of a projection of `n_heads` belong to some `heads`, else 0."""
+def _share(weight: torch.Tensor, n_heads: int, heads: Sequence[int]) -> torch.Tensor:
+    """1 where the rows of a projection of `n_heads` belong to some `heads`, else 0."""
     chosen = torch.zeros(n_heads, device=weight.device)
-    chosen[heads] = 1
-    chosen = chosen.repeat_interleave(weight.shape[dim] // n_heads)
-    return (chosen if dim else chosen[:, None]).expand_as(weight)
+    chosen[list(heads)] = 1
+    return chosen.repeat_interleave(len(weight) // n_heads)[:, None].expand_as(weight)
 
 
 @torch.no_grad()
