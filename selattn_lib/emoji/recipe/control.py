@@ -1,8 +1,9 @@
 """The recipe of `emoji-control`: `emoji-sd`, in which we decided which heads belong to which concept.
 
 Its cross-attention is trained further on composed scenes with exact masks. A head planted for *Animals* learns to
-attend to "bear" where the bear is, and to the start token everywhere else and in pictures without an animal. What ships
-is the difference from `emoji-sd`, which can be added in part: the dose.
+attend to "bear" where the bear is, and to the start token everywhere else and in pictures without an animal. Meanwhile
+the UNet must go on predicting what that of `emoji-sd` predicts (distillation), so that pictures stay as good. What
+ships is the difference from `emoji-sd`, which can be added in part: the dose.
 """
 
 import json
@@ -37,8 +38,8 @@ from .unet import TrainingAttention, new_scheduler, noised, timestep_shares
 MOST = 3  # objects in a scene
 
 
-LOOKS = {"to_q": 1.0, "to_k": 1.0}  # where a head looks, trained for planted heads only: shares of the learning rate
-CARRIES = {"to_v": 0.1, "to_out.0": 0.1}  # what heads pass on, trained for all, to make up for what planted ones lose
+LOOKS = {"to_q": 1.0, "to_k": 1.0}  # where heads look: trained of planted heads, at such shares of the learning rate
+PASSES = {"to_v": 0.1, "to_out.0": 0.1}  # what they pass on: trained of all heads
 
 
 def plant(
@@ -221,10 +222,13 @@ def train_control(
     weight: float = 0.03,
     seed: int = 4,
 ) -> UNet2DConditionModel:
-    """Train planted heads, and nothing else, until they attend to the objects of their concepts.
+    """Train planted heads until they attend to the objects of their concepts, and the UNet to predict what it did.
 
-    Predicts v as `train_unet` does, captions and timesteps included; `attention_loss` counts where a caption is not
-    dropped. AdamW, with a learning rate that rises over the first twentieth of the steps and falls linearly to 0.
+    The loss is the mean squared difference of its prediction from that of the UNet as it was given (its teacher), plus
+    `weight` times `attention_loss`; captions, a tenth of them dropped, and timesteps as in `train_unet`. What changes:
+    `to_q` and `to_k` of planted heads, that is, where they look; and `to_v` and `to_out` of all cross-attention, what
+    heads pass on, which makes up for what planted heads no longer see. AdamW, with a learning rate that rises over the
+    first twentieth of the steps and falls linearly to 0.
 
     Parameters
     ----------
@@ -240,13 +244,11 @@ def train_control(
         Of the checkpoint, from which training goes on if there is one.
     steps : int
     peak : float
-        Highest learning rate.
+        Highest learning rate; `to_v` and `to_out` learn at a tenth of it.
     weight : float
-        Of the attention loss, beside the diffusion loss.
+        Of the attention loss, beside the difference from the teacher.
     seed : int
         Of noise, timesteps and dropped captions.
-    rates : mapping of str to float
-        Projections to train, of which only what belongs to planted heads is -> their shares of the learning rate.
 
     Returns
     -------
@@ -263,7 +265,7 @@ def train_control(
     planted_in = {layer.name: processor.heads for layer, _, processor in kept}
     weights, shares, groups = [], [], []
     for layer in cross_attention_heads(unet):
-        for name, rate in (LOOKS | CARRIES).items() if layer.name in planted_in else CARRIES.items():
+        for name, rate in (LOOKS | PASSES).items() if layer.name in planted_in else PASSES.items():
             weights.append(unet.get_submodule(f"{layer.name}.{name}").weight.requires_grad_())
             trained = planted_in[layer.name] if name in LOOKS else range(layer.n_heads)
             shares.append(_share(weights[-1], layer.n_heads, trained))
@@ -288,7 +290,7 @@ def train_control(
         t = torch.searchsorted(often, (places + torch.rand(size, generator=draw, device=device)) / size)  # stratified
         noisy, _ = noised(x, alphas[t], torch.randn(x.shape, generator=draw, device=device))
         with torch.no_grad(), fast:
-            v = teacher(noisy, t, text, return_dict=False)[0].float()
+            expected = teacher(noisy, t, text, return_dict=False)[0]
         with fast:
             predicted = unet(noisy, t, text, return_dict=False)[0]
         masks, concepts, names = (given[key][:captioned] for key in ("masks", "concepts", "names"))
@@ -296,13 +298,13 @@ def train_control(
             attention_loss(processor.kept[:captioned], own, on_grid(masks, layer), concepts, names)
             for (layer, _, processor), own in zip(kept, head_concepts, strict=True)
         ]
-        return F.mse_loss(predicted.float(), v), torch.stack(attention).mean()
+        return F.mse_loss(predicted.float(), expected.float()), torch.stack(attention).mean()
 
     bar = tqdm(islice(batches, start, steps), initial=start, total=steps, desc="control", mininterval=5)
     for number, tensors in enumerate(bar, start):
         given = {key: tensor.to(device, non_blocking=True) for key, tensor in tensors.items()}
-        diffusion, attention = losses(given)
-        (diffusion + weight * attention).backward()
+        difference, attention = losses(given)
+        (difference + weight * attention).backward()
         torch._foreach_mul_([tensor.grad for tensor in weights], shares)
         nn.utils.clip_grad_norm_(weights, 1.0)
         for group in optimiser.param_groups:
@@ -310,7 +312,7 @@ def train_control(
         optimiser.step()
         optimiser.zero_grad()
         if number % 100 == 0 or number + 1 == steps:  # seldom: a GPU is waited for
-            bar.set_postfix(diffusion=diffusion.item(), attention=attention.item(), refresh=False)
+            bar.set_postfix(difference=difference.item(), attention=attention.item(), refresh=False)
         checkpoint.save(number + 1, force=number + 1 == steps)
     unet.set_attn_processor(AttnProcessor2_0())
     return unet.requires_grad_(False).eval()
