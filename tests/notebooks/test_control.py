@@ -33,7 +33,7 @@ def mouse_loss(own: list[float], other: list[float], *, of_concept: int = 0) -> 
     token 1 names an object of concept 0 that covers `own` and one of concept 1 that covers `other`."""
     kept = torch.tensor([[0.01, 0.98, 0.01]] * 2 + [[0.98, 0.01, 0.01]] * 2)[None, None]
     masks, names = torch.tensor([[own, other]]), torch.tensor([[[False, True, False]] * 2])
-    return attention_loss(kept, torch.tensor([of_concept]), masks, torch.tensor([[0, 1]]), names).item()
+    return attention_loss(kept, torch.tensor([of_concept]), masks, torch.tensor([[0, 1]]), names, torch.ones(1)).item()
 
 
 def test_a_head_should_attend_to_its_own_meaning_of_a_word_and_not_to_the_other() -> None:

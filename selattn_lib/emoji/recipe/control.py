@@ -161,7 +161,12 @@ def keep_attention(unet: UNet2DConditionModel, heads: Iterable[int]) -> list[tup
 
 
 def attention_loss(
-    kept: torch.Tensor, head_concepts: torch.Tensor, masks: torch.Tensor, concepts: torch.Tensor, names: torch.Tensor
+    kept: torch.Tensor,
+    head_concepts: torch.Tensor,
+    masks: torch.Tensor,
+    concepts: torch.Tensor,
+    names: torch.Tensor,
+    signal: torch.Tensor,
 ) -> torch.Tensor:
     """Cross-entropy, pixel by pixel: a head should attend to the words of its own concept's objects where they are, and
     to the start token elsewhere.
@@ -174,6 +179,9 @@ def attention_loss(
         (head) the number of each head's concept.
     masks, concepts, names : torch.Tensor
         As in `batches`, but masks (image, object, pixel) on the heads' grid.
+    signal : torch.Tensor
+        (image) how much of each picture is left in its noise, from 0 to 1: so much it counts. In pure noise, nobody can
+        know where an object will be, and heads should do what draws it best.
 
     Returns
     -------
@@ -192,7 +200,8 @@ def attention_loss(
     background = (1 - objects.sum(-1)).clamp_min(0) * present
     absent = (1 - present).expand_as(to_start)
     terms = [(inside, to_names), (others, to_start), (background, to_start), (absent, to_start)]
-    return -torch.stack([(where * log).sum() / where.sum().clamp_min(1) for where, log in terms]).mean()
+    weighted = [(where * signal.view(-1, *[1] * (where.ndim - 1)), log) for where, log in terms]
+    return -torch.stack([(where * log).sum() / where.sum().clamp_min(1) for where, log in weighted]).mean()
 
 
 class Draws:
@@ -219,7 +228,7 @@ def train_control(
     *,
     steps: int,
     peak: float = 1e-2,
-    weight: float = 0.03,
+    weight: float = 0.02,
     seed: int = 4,
 ) -> UNet2DConditionModel:
     """Train planted heads until they attend to the objects of their concepts, and the UNet to predict what it did.
@@ -294,8 +303,9 @@ def train_control(
         with fast:
             predicted = unet(noisy, t, text, return_dict=False)[0]
         masks, concepts, names = (given[key][:captioned] for key in ("masks", "concepts", "names"))
+        signal = alphas[t[:captioned]].sqrt()
         attention = [
-            attention_loss(processor.kept[:captioned], own, on_grid(masks, layer), concepts, names)
+            attention_loss(processor.kept[:captioned], own, on_grid(masks, layer), concepts, names, signal)
             for (layer, _, processor), own in zip(kept, head_concepts, strict=True)
         ]
         return F.mse_loss(predicted.float(), expected.float()), torch.stack(attention).mean()
@@ -415,7 +425,7 @@ def save_control(
     (folder / "planted.json").write_text(json.dumps(listed, indent=1) + "\n")
 
 
-def make_control(work: Path, weights: Path, steps: int = 600, batch: int = 12, seed: int = 4) -> None:
+def make_control(work: Path, weights: Path, steps: int = 1000, batch: int = 12, seed: int = 4) -> None:
     """Train `emoji-control` from the finished pipeline in `weights`, with its checkpoint in `work`, write it into
     the folder `planted` beside that, and print where its planted heads attend in held-out scenes."""
     pipe, base = (load_pipeline(weights, device="cpu", dtype=torch.float32) for _ in range(2))
