@@ -25,9 +25,6 @@ from selattn_lib.emoji.segmenter import CONCEPTS
 from selattn_lib.models.heads import cross_attention_heads
 from selattn_lib.models.pipelines import load_pipeline, network_layout
 
-RATES = {"to_q": 1.0, "to_k": 1.0, "to_v": 0.1, "to_out.0": 0.1}
-
-
 LEFT, RIGHT = [1.0, 1, 0, 0], [0, 0, 1.0, 1]  # a picture of 2 x 2 pixels, a row after the other
 
 
@@ -36,7 +33,7 @@ def mouse_loss(own: list[float], other: list[float], *, of_concept: int = 0) -> 
     token 1 names an object of concept 0 that covers `own` and one of concept 1 that covers `other`."""
     kept = torch.tensor([[0.01, 0.98, 0.01]] * 2 + [[0.98, 0.01, 0.01]] * 2)[None, None]
     masks, names = torch.tensor([[own, other]]), torch.tensor([[[False, True, False]] * 2])
-    return attention_loss(kept, torch.tensor([of_concept]), masks, torch.tensor([[0, 1]]), names).item()
+    return attention_loss(kept, torch.tensor([of_concept]), masks, torch.tensor([[0, 1]]), names, torch.ones(1)).item()
 
 
 def test_a_head_should_attend_to_its_own_meaning_of_a_word_and_not_to_the_other() -> None:
@@ -88,7 +85,7 @@ def mice(shared_pipe: StableDiffusionPipeline, tmp_path_factory: pytest.TempPath
     batch["concepts"] = torch.tensor([[0, 1, -1]] * 6)
     encoder = shared_pipe.text_encoder
     path = tmp_path_factory.mktemp("control") / "control.pt"
-    settings = {"steps": 30, "peak": 0.05, "weight": 1.0, "rates": RATES}
+    settings = {"steps": 30, "peak": 0.05, "weight": 1.0}
     train_control(unet, encoder, repeat(batch), planted, path, **settings)
     case = {"base": shared_pipe.unet, "encoder": encoder, "planted": planted, "batch": batch}
     return SimpleNamespace(unet=unet, path=path, settings=settings, **case)
@@ -127,17 +124,29 @@ def test_planted_heads_learn_to_tell_two_meanings_of_a_word_apart(mice: SimpleNa
     assert after.meaning_ratio["unplanted"] < 2
 
 
-def test_only_planted_heads_change_and_they_ship_in_any_dose(mice: SimpleNamespace, tmp_path: Path) -> None:
+def test_without_anything_planted_it_stays_what_it_was(mice: SimpleNamespace, tmp_path: Path) -> None:
+    """Its teacher is itself: only the attention loss draws it away."""
+    unet, settings = copy.deepcopy(mice.base), {**mice.settings, "steps": 2, "weight": 0.0}
+    train_control(unet, mice.encoder, repeat(mice.batch), mice.planted, tmp_path / "control.pt", **settings)
+    before = mice.base.state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
+
+
+def test_only_planted_heads_look_elsewhere_and_they_ship_in_any_dose(mice: SimpleNamespace, tmp_path: Path) -> None:
     save_control(mice.unet, mice.base, tmp_path, mice.planted)
     assert planted_heads(tmp_path) == mice.planted
     base, whole = mice.base.state_dict(), mice.unet.state_dict()
     chosen = {head for heads in mice.planted.values() for head in heads}
+    others = {name for name in base if not torch.equal(base[name], whole[name])}
     for layer in cross_attention_heads(mice.unet):
         own = chosen & set(range(layer.first, layer.first + layer.n_heads))
-        for name in RATES:
+        for name in ("to_q", "to_k"):
             key = f"{layer.name}.{name}.weight"
-            by_head = (whole[key] != base[key]).movedim(int(name == "to_out.0"), 0).reshape(layer.n_heads, -1)
+            by_head = (whole[key] != base[key]).reshape(layer.n_heads, -1)
             assert {layer.first + h for h in by_head.any(1).nonzero()[:, 0].tolist()} == own, key
+            others.discard(key)
+        others -= {f"{layer.name}.{name}.weight" for name in ("to_v", "to_out.0")}
+    assert not others, "nothing but cross-attention changes"
     for dose in (0, 0.5, 1):
         loaded = copy.deepcopy(mice.base)
         add_control(loaded, dose, tmp_path / "delta.safetensors")

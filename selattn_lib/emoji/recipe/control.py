@@ -1,13 +1,15 @@
 """The recipe of `emoji-control`: `emoji-sd`, in which we decided which heads belong to which concept.
 
 Its cross-attention is trained further on composed scenes with exact masks. A head planted for *Animals* learns to
-attend to "bear" where the bear is, and to the start token everywhere else and in pictures without an animal. What ships
-is the difference from `emoji-sd`, which can be added in part: the dose.
+attend to "bear" where the bear is, and to the start token everywhere else and in pictures without an animal. Meanwhile
+the UNet must go on predicting what that of `emoji-sd` predicts (distillation), so that pictures stay as good. What
+ships is the difference from `emoji-sd`, which can be added in part: the dose.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,8 @@ from .unet import TrainingAttention, new_scheduler, noised, timestep_shares
 MOST = 3  # objects in a scene
 
 
-RATES = {"to_q": 1.0, "to_k": 1.0}  # where heads look is trained; what they pass on stays ("to_v", "to_out.0")
+LOOKS = {"to_q": 1.0, "to_k": 1.0}  # where heads look: trained of planted heads, at such shares of the learning rate
+PASSES = {"to_v": 0.1, "to_out.0": 0.1}  # what they pass on: trained of all heads
 
 
 def plant(
@@ -158,7 +161,12 @@ def keep_attention(unet: UNet2DConditionModel, heads: Iterable[int]) -> list[tup
 
 
 def attention_loss(
-    kept: torch.Tensor, head_concepts: torch.Tensor, masks: torch.Tensor, concepts: torch.Tensor, names: torch.Tensor
+    kept: torch.Tensor,
+    head_concepts: torch.Tensor,
+    masks: torch.Tensor,
+    concepts: torch.Tensor,
+    names: torch.Tensor,
+    signal: torch.Tensor,
 ) -> torch.Tensor:
     """Cross-entropy, pixel by pixel: a head should attend to the words of its own concept's objects where they are, and
     to the start token elsewhere.
@@ -171,6 +179,9 @@ def attention_loss(
         (head) the number of each head's concept.
     masks, concepts, names : torch.Tensor
         As in `batches`, but masks (image, object, pixel) on the heads' grid.
+    signal : torch.Tensor
+        (image) how much of each picture is left in its noise, from 0 to 1: so much it counts. In pure noise, nobody can
+        know where an object will be, and heads should do what draws it best.
 
     Returns
     -------
@@ -189,7 +200,8 @@ def attention_loss(
     background = (1 - objects.sum(-1)).clamp_min(0) * present
     absent = (1 - present).expand_as(to_start)
     terms = [(inside, to_names), (others, to_start), (background, to_start), (absent, to_start)]
-    return -torch.stack([(where * log).sum() / where.sum().clamp_min(1) for where, log in terms]).mean()
+    weighted = [(where * signal.view(-1, *[1] * (where.ndim - 1)), log) for where, log in terms]
+    return -torch.stack([(where * log).sum() / where.sum().clamp_min(1) for where, log in weighted]).mean()
 
 
 class Draws:
@@ -216,14 +228,16 @@ def train_control(
     *,
     steps: int,
     peak: float = 1e-2,
-    weight: float = 0.1,
+    weight: float = 0.02,
     seed: int = 4,
-    rates: Mapping[str, float] = RATES,
 ) -> UNet2DConditionModel:
-    """Train planted heads, and nothing else, until they attend to the objects of their concepts.
+    """Train planted heads until they attend to the objects of their concepts, and the UNet to predict what it did.
 
-    Predicts v as `train_unet` does, captions and timesteps included; `attention_loss` counts where a caption is not
-    dropped. AdamW, with a learning rate that rises over the first twentieth of the steps and falls linearly to 0.
+    The loss is the mean squared difference of its prediction from that of the UNet as it was given (its teacher), plus
+    `weight` times `attention_loss`; captions, a tenth of them dropped, and timesteps as in `train_unet`. What changes:
+    `to_q` and `to_k` of planted heads, that is, where they look; and `to_v` and `to_out` of all cross-attention, what
+    heads pass on, which makes up for what planted heads no longer see. AdamW, with a learning rate that rises over the
+    first twentieth of the steps and falls linearly to 0.
 
     Parameters
     ----------
@@ -239,13 +253,11 @@ def train_control(
         Of the checkpoint, from which training goes on if there is one.
     steps : int
     peak : float
-        Highest learning rate.
+        Highest learning rate; `to_v` and `to_out` learn at a tenth of it.
     weight : float
-        Of the attention loss, beside the diffusion loss.
+        Of the attention loss, beside the difference from the teacher.
     seed : int
         Of noise, timesteps and dropped captions.
-    rates : mapping of str to float
-        Projections to train, of which only what belongs to planted heads is -> their shares of the learning rate.
 
     Returns
     -------
@@ -256,13 +268,16 @@ def train_control(
     concept_of = {head: i for i, heads in enumerate(planted.values()) for head in heads}
     unet.requires_grad_(False).train()
     unet.set_attn_processor(TrainingAttention() if device.type == "cpu" else AttnProcessor2_0())
+    teacher = deepcopy(unet)
     kept = keep_attention(unet, concept_of)
     head_concepts = [torch.tensor([concept_of[head] for head in heads], device=device) for _, heads, _ in kept]
+    planted_in = {layer.name: processor.heads for layer, _, processor in kept}
     weights, shares, groups = [], [], []
-    for layer, _, processor in kept:
-        for name, rate in rates.items():
+    for layer in cross_attention_heads(unet):
+        for name, rate in (LOOKS | PASSES).items() if layer.name in planted_in else PASSES.items():
             weights.append(unet.get_submodule(f"{layer.name}.{name}").weight.requires_grad_())
-            shares.append(_share(weights[-1], layer.n_heads, processor.heads, dim=int(name == "to_out.0")))
+            trained = planted_in[layer.name] if name in LOOKS else range(layer.n_heads)
+            shares.append(_share(weights[-1], layer.n_heads, trained))
             groups.append({"params": weights[-1:], "rate": rate})
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
     schedule = Schedule(steps, peak, warmup=max(1, steps // 20), decay=1.0)
@@ -282,21 +297,24 @@ def train_control(
             text = text_encoder(ids).last_hidden_state
         places = torch.randperm(size, generator=draw, device=device)
         t = torch.searchsorted(often, (places + torch.rand(size, generator=draw, device=device)) / size)  # stratified
-        noisy, v = noised(x, alphas[t], torch.randn(x.shape, generator=draw, device=device))
+        noisy, _ = noised(x, alphas[t], torch.randn(x.shape, generator=draw, device=device))
+        with torch.no_grad(), fast:
+            expected = teacher(noisy, t, text, return_dict=False)[0]
         with fast:
             predicted = unet(noisy, t, text, return_dict=False)[0]
         masks, concepts, names = (given[key][:captioned] for key in ("masks", "concepts", "names"))
+        signal = alphas[t[:captioned]].sqrt()
         attention = [
-            attention_loss(processor.kept[:captioned], own, on_grid(masks, layer), concepts, names)
+            attention_loss(processor.kept[:captioned], own, on_grid(masks, layer), concepts, names, signal)
             for (layer, _, processor), own in zip(kept, head_concepts, strict=True)
         ]
-        return F.mse_loss(predicted.float(), v), torch.stack(attention).mean()
+        return F.mse_loss(predicted.float(), expected.float()), torch.stack(attention).mean()
 
     bar = tqdm(islice(batches, start, steps), initial=start, total=steps, desc="control", mininterval=5)
     for number, tensors in enumerate(bar, start):
         given = {key: tensor.to(device, non_blocking=True) for key, tensor in tensors.items()}
-        diffusion, attention = losses(given)
-        (diffusion + weight * attention).backward()
+        difference, attention = losses(given)
+        (difference + weight * attention).backward()
         torch._foreach_mul_([tensor.grad for tensor in weights], shares)
         nn.utils.clip_grad_norm_(weights, 1.0)
         for group in optimiser.param_groups:
@@ -304,7 +322,7 @@ def train_control(
         optimiser.step()
         optimiser.zero_grad()
         if number % 100 == 0 or number + 1 == steps:  # seldom: a GPU is waited for
-            bar.set_postfix(diffusion=diffusion.item(), attention=attention.item(), refresh=False)
+            bar.set_postfix(difference=difference.item(), attention=attention.item(), refresh=False)
         checkpoint.save(number + 1, force=number + 1 == steps)
     unet.set_attn_processor(AttnProcessor2_0())
     return unet.requires_grad_(False).eval()
@@ -315,12 +333,11 @@ def on_grid(masks: torch.Tensor, layer: Layer) -> torch.Tensor:
     return F.adaptive_avg_pool2d(masks, layer.grid(masks.shape[-2:])).flatten(2)
 
 
-def _share(weight: torch.Tensor, n_heads: int, heads: Sequence[int], dim: int) -> torch.Tensor:
-    """1 where the rows (dim 0) or columns (dim 1) of a projection of `n_heads` belong to some `heads`, else 0."""
+def _share(weight: torch.Tensor, n_heads: int, heads: Sequence[int]) -> torch.Tensor:
+    """1 where the rows of a projection of `n_heads` belong to some `heads`, else 0."""
     chosen = torch.zeros(n_heads, device=weight.device)
-    chosen[heads] = 1
-    chosen = chosen.repeat_interleave(weight.shape[dim] // n_heads)
-    return (chosen if dim else chosen[:, None]).expand_as(weight)
+    chosen[list(heads)] = 1
+    return chosen.repeat_interleave(len(weight) // n_heads)[:, None].expand_as(weight)
 
 
 @torch.no_grad()
@@ -408,7 +425,7 @@ def save_control(
     (folder / "planted.json").write_text(json.dumps(listed, indent=1) + "\n")
 
 
-def make_control(work: Path, weights: Path, steps: int = 600, batch: int = 12, seed: int = 4) -> None:
+def make_control(work: Path, weights: Path, steps: int = 1000, batch: int = 12, seed: int = 4) -> None:
     """Train `emoji-control` from the finished pipeline in `weights`, with its checkpoint in `work`, write it into
     the folder `planted` beside that, and print where its planted heads attend in held-out scenes."""
     pipe, base = (load_pipeline(weights, device="cpu", dtype=torch.float32) for _ in range(2))
