@@ -3,7 +3,7 @@
     ```{explorer} 00_quick_tour
     ```
 
-shows the first explorer among the outputs of notebooks/00_quick_tour.ipynb, as it is when the book is built.
+shows the first explorer among the outputs that notebooks/00_quick_tour.ipynb shows, as it is when the book is built.
 """
 
 import json
@@ -24,7 +24,8 @@ class Explorer(SphinxDirective):
         notebook = Path(self.env.srcdir, self.config.measured_from, f"{self.arguments[0]}.ipynb")
         self.env.note_dependency(str(notebook))
         nb = nbformat.read(notebook, as_version=4)
-        outputs = [output.get("data", {}) for cell in nb.cells for output in cell.get("outputs", [])]
+        shown = [cell for cell in nb.cells if "remove-output" not in cell.metadata.get("tags", [])]
+        outputs = [output.get("data", {}) for cell in shown for output in cell.get("outputs", [])]
         view = next((data[WIDGET_VIEW] for data in outputs if WIDGET_VIEW in data), None)
         still = next((html for data in outputs if "<noscript>" in (html := data.get("text/html", ""))), "")
         if view is None:
