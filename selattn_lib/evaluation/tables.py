@@ -15,7 +15,7 @@ from .baselines import best_disc, centred_disc, full_frame
 from .scores import iou
 from .statistics import Interval, format_p, mean_interval, paired_difference, percentile, share_interval, spread
 
-# Mean IoU at thresholds 0.3, 0.4 and 0.5: the paper's Tables 1 to 3, Stable Diffusion v1.4, *Animals*, 100 images.
+#: Mean IoU at thresholds 0.3, 0.4 and 0.5: the paper's Tables 1 to 3, Stable Diffusion v1.4, *Animals*, 100 images.
 PAPER = {
     "all heads (DAAM)": {0.3: 0.7490, 0.4: 0.7540, 0.5: 0.6261},
     "top 20 heads": {0.3: 0.7436, 0.4: 0.7001, 0.5: 0.5386},
@@ -24,9 +24,11 @@ PAPER = {
     "bottom 30 heads": {0.3: 0.6654, 0.4: 0.6172, 0.5: 0.4649},
 }
 
-# Of its published vectors: the share of a concept's votes in its first 30 heads, over the 16 concepts of objects, and
-# the share of these heads that two concepts have in common. `python tests/benchmarks/published.py FOLDER` counts them.
-SD14_VOTES, SD14_SHARED = Interval(0.643, 0.582, 0.704), 0.225
+#: Of the published vectors of Stable Diffusion v1.4: the share of a concept's votes in its first 30 heads, over the 16
+#: concepts of objects. `python tests/benchmarks/published.py FOLDER` counts it.
+SD14_VOTES = Interval(0.643, 0.582, 0.704)
+#: Of the same: the share of the first 30 heads that two concepts have in common.
+SD14_SHARED = 0.225
 
 
 @dataclass(frozen=True)
