@@ -50,9 +50,14 @@ def comparison(first: str, second: str, lead: Difference) -> str:
     if lead.none:
         return f"{first} and {second} score the same"
     if lead.too_few:
-        return f"there are too few words to tell whether {first} draw better maps than {second}: {lead.parts[0]}"
+        return f"there are too few words to tell whether {first} draw better maps than {second}: {_size(lead)}"
     maps = {1: "better maps than", -1: "worse maps than", 0: "neither clearly better nor clearly worse maps than"}
     return f"{first} draw {maps[direction(lead)]} {second}: {lead.parts[0]}"
+
+
+def _size(lead: Difference) -> str:
+    """The difference with its interval; of words that are too few, without."""
+    return f"{lead.mean:+.3f}" if lead.too_few and not lead.none else lead.parts[0]
 
 
 def verdict(lead: Mapping[str, Difference], first: str, second: str, score: str) -> str:
@@ -61,7 +66,7 @@ def verdict(lead: Mapping[str, Difference], first: str, second: str, score: str)
     sentences = [f"{comparison(first, second, of_main)} in {score} ({main})."]
     for name, of in others:
         word = "" if of.none else "too few words to tell, " if of.too_few else f"{PLAIN[direction(of)]}, "
-        sentences.append(f"On {name}: {word}{of.parts[0]}.")
+        sentences.append(f"On {name}: {word}{_size(of)}.")
     return " ".join(sentences)
 
 
@@ -246,7 +251,7 @@ def weakened(presence: Mapping[tuple[str, str, int], xr.Dataset], concept: str, 
     most, least = (presence[concept, *order]["score"] for order in orders)
     lead = paired_difference(most, least, most.subject)
     on, off = (float(presence[other, *order]["score"].mean()) for order in (("none", 0), orders[0]))
-    than = f"with the {heads} least relevant off: {lead.parts[0]} in the segmenter's score"
+    than = f"with the {heads} least relevant off: {_size(lead)} in the segmenter's score"
     if lead.too_few:
         found = f"There are too few words to tell whether more of {concept} is left than {than}"
     else:

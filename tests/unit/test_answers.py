@@ -75,8 +75,8 @@ def test_few_words_are_too_few_to_tell():
     few = Difference(0.1, 0.05, 0.15, 2 / 2**4, 4)
     said = answers.verdict({"generated": few, "known truth": few}, "top", "all", "IoU")
     assert said == (
-        "there are too few words to tell whether top draw better maps than all: +0.100 [+0.050, +0.150] in IoU "
-        "(generated). On known truth: too few words to tell, +0.100 [+0.050, +0.150]."
+        "there are too few words to tell whether top draw better maps than all: +0.100 in IoU (generated). On known "
+        "truth: too few words to tell, +0.100."
     )
 
 
