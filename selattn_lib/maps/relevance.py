@@ -204,7 +204,7 @@ class HeadRelevance:
         concepts, heads = (np.atleast_1d(file[name]).tolist() for name in ("concepts", "heads"))
         scores = _normed(_table(file["scores"], concepts, heads, path), path)
         if "votes" in file:
-            votes = xr.concat([_table(image, concepts, heads, path) for image in file["votes"]], "image").astype(int)
+            votes = _table(file["votes"], concepts, heads, path, ("image", "concept", "head")).astype(int)
             return cls(scores, votes.sum("image"), votes)
         return cls(scores, _table(file["counts"], concepts, heads, path) if "counts" in file else None)
 
@@ -262,8 +262,14 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is damaged, or pickled, and is not read: {error}") from error
 
 
-def _table(values: np.ndarray, concepts: Sequence[str], heads: Sequence[str], source: Path) -> xr.DataArray:
-    if values.shape != (len(concepts), len(heads)):
+def _table(
+    values: np.ndarray,
+    concepts: Sequence[str],
+    heads: Sequence[str],
+    source: Path,
+    dims: tuple[str, ...] = ("concept", "head"),
+) -> xr.DataArray:
+    if values.ndim != len(dims) or values.shape[-2:] != (len(concepts), len(heads)):
         raise ValueError(
             f"{source} holds an array of shape {values.shape}; {len(concepts)} concepts x {len(heads)} heads "
             "were expected."
@@ -277,7 +283,7 @@ def _table(values: np.ndarray, concepts: Sequence[str], heads: Sequence[str], so
     parts = [part for head in heads if (part := HEAD_NAME.fullmatch(head))]
     rank = [(BLOCKS.index(part[1]), int(part[2]), int(part[3])) for part in parts]
     coords = {"concept": list(concepts), "head": list(heads)}
-    table = xr.DataArray(values, dims=("concept", "head"), coords=coords)
+    table = xr.DataArray(values, dims=dims, coords=coords)
     return table.isel(head=sorted(range(len(heads)), key=rank.__getitem__))
 
 

@@ -101,10 +101,9 @@ class RelevanceStudy(StudyBase):
     @property
     def is_shipped(self) -> bool:
         """Whether its result comes with the library: an embedded model's, counted with the defaults of a study."""
-        how = {"batch", "dtype"}
-        return self.model in SHIPPED and self.model_dump(exclude=how) == type(self)(model=self.model).model_dump(
-            exclude=how
-        )
+        if self.model not in SHIPPED:
+            return False
+        return self == RelevanceStudy(model=self.model, batch=self.batch, dtype=self.dtype)
 
     def counts(self) -> xr.DataArray:
         """Votes (image, concept, head) of every image, for split halves; runs what is missing."""
