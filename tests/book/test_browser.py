@@ -78,7 +78,7 @@ def open_page(page: Page, address: str) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["index", "book/method", CHAPTERS[0], CHAPTERS[4], "search"])
+@pytest.mark.parametrize("name", ["index", "book/method", CHAPTERS[0], "search"])
 def test_a_page_loads_over_http(browser: Browser, book: Path, name: str) -> None:
     with address(book, "http") as root, browser.new_context() as context, watched_page(context, root) as page:
         open_page(page, f"{root}{name}.html")

@@ -85,7 +85,7 @@ def mice(shared_pipe: StableDiffusionPipeline, tmp_path_factory: pytest.TempPath
     batch["concepts"] = torch.tensor([[0, 1, -1]] * 6)
     encoder = shared_pipe.text_encoder
     path = tmp_path_factory.mktemp("control") / "control.pt"
-    settings = {"steps": 30, "peak": 0.05, "weight": 1.0}
+    settings = {"steps": 12, "peak": 0.1, "weight": 1.0}
     train_control(unet, encoder, repeat(batch), planted, path, **settings)
     case = {"base": shared_pipe.unet, "encoder": encoder, "planted": planted, "batch": batch}
     return SimpleNamespace(unet=unet, path=path, settings=settings, **case)

@@ -59,6 +59,7 @@ SMALL = {  # parameters, and what the chapter then prints
             "scenes": 1,
             "mice": 2,
             "mouse_seeds": 1,
+            "word_seeds": 1,
             "word_step": 160,
             "steps": 2,
         },

@@ -59,10 +59,11 @@ def test_no_private_name_crosses_a_modules_border_and_no_import_hides_in_a_funct
         assert not (own and within) or module == "cli.py", f"{source} is imported within a function"
 
 
-@pytest.mark.parametrize("path", sorted(Path(__file__).parent.glob("test_*.py")), ids=lambda path: path.stem)
-def test_a_unit_test_loads_no_browser(path: Path) -> None:
-    support = {file.stem: file for file in (path.parents[1] / "support").glob("*.py")}
-    waiting, seen = [path], set()
+@pytest.mark.parametrize("layer", ["unit", "integration"])
+def test_only_the_books_tests_load_a_browser(layer: str) -> None:
+    tests = Path(__file__).parents[1]
+    support = {file.stem: file for file in (tests / "support").glob("*.py")}
+    waiting, seen = [*(tests / layer).glob("test_*.py")], set()
     while waiting:
         file = waiting.pop()
         modules = {source.partition(".")[0] for source, _, within in imported(file) if not within} - seen
