@@ -28,6 +28,7 @@ from .explorers.switch import ExplorerSwitch as ExplorerSwitch
 from .explorers.workbench import Workbench as Workbench
 from .maps.aggregation import normalise as normalise
 from .maps.consensus import consensus as consensus
+from .maps.consensus import finest_heads as finest_heads
 from .maps.head_maps import HeadMaps as HeadMaps
 from .maps.head_maps import heatmap as heatmap
 from .maps.head_sets import first_heads as first_heads

@@ -7,6 +7,7 @@ import ipywidgets as widgets
 import numpy as np
 from IPython.display import HTML
 
+from ..maps.consensus import finest_heads
 from ..maps.head_maps import HeadMaps
 from ..maps.relevance import HeadRelevance
 from .base import OneMapExplorer, Setting
@@ -31,7 +32,7 @@ class AggregationExplorer(OneMapExplorer):
         Concept -> all heads, the most relevant first.
     concept, method : str, optional
         What to start with: one of the concepts, and "top k", "bottom k", "consensus k" (see `consensus`; it is of all
-        pictures of the word), "random k" or "all heads".
+        pictures of the word), "finest grid" (see `finest_heads`), "random k" or "all heads".
     heads : sequence of str, optional
         The heads' names, taken from a `HeadRelevance`.
     k, threshold : int, float
@@ -83,6 +84,8 @@ class AggregationExplorer(OneMapExplorer):
         order, ranking = METHODS[self.method][0], self.rankings[self.concept]
         if order == "all":
             return ranking
+        if order == "finest":
+            return finest_heads(self.item.maps)
         orders = {"ranking": ranking, "reversed": ranking[::-1], "random": np.array(self.view.random_order)}
         orders["consensus"] = self.consensus
         return orders[order][: self.k]

@@ -24,6 +24,7 @@ METHODS = {  # of choosing heads: the order in which one takes them, and what th
     "top k": ("ranking", "Top {k} heads for {concept}"),
     "bottom k": ("reversed", "Bottom {k} heads for {concept}"),
     "consensus k": ("consensus", "The {k} heads that agree most"),
+    "finest grid": ("finest", "The {k} heads of the finest grid"),
     "random k": ("random", "{k} random heads"),
     "all heads": ("all", "All {k} heads"),
 }

@@ -20,7 +20,7 @@ from selattn_lib.explorers.heads import HeadExplorer
 from selattn_lib.explorers.items import pack_maps, unpacked
 from selattn_lib.explorers.switch import ExplorerSwitch
 from selattn_lib.explorers.view import METHODS, ExplorerView, script
-from selattn_lib.maps.consensus import consensus
+from selattn_lib.maps.consensus import consensus, finest_heads
 from selattn_lib.maps.head_maps import HeadMaps
 from selattn_lib.maps.head_sets import first_heads
 from selattn_lib.maps.relevance import HeadRelevance
@@ -115,7 +115,8 @@ const result = {};
 
 SETTINGS = """
 const [ks, thresholds] = SETTINGS;
-const orders = { random: state.random_order, consensus: state.consensus[0] };
+const finest = core.finestHeads(state.grids);
+const orders = { random: state.random_order, consensus: state.consensus[0], finest };
 for (const image of [0, 1]) {
   const heads = load(image);
   for (const method of state.constants.methods) {
@@ -150,6 +151,7 @@ def compare(result: dict, maps: HeadMaps, truth: np.ndarray, order: np.ndarray, 
                     "top k": order[:k],
                     "bottom k": order[-k:],
                     "consensus k": consensus(maps, k),
+                    "finest grid": finest_heads(maps),
                     "random k": random[:k],
                     "all heads": order,
                 }[method]
@@ -333,6 +335,8 @@ def test_a_live_kernel_can_read_and_set(explorer, maps, truth, rankings):
     }  # fmt: skip
     explorer.method = "all heads"
     assert len(explorer.heads) == N_HEADS
+    explorer.method = "finest grid"
+    assert explorer.heads.tolist() == finest_heads(maps).tolist()
     explorer.method = "random k"
     assert explorer.heads.tolist() == explorer.view.random_order[:4]
     explorer.method = "consensus k"

@@ -44,7 +44,7 @@ function curvePlot(nHeads, methods, onPick) {
   );
 
   /** `curves` holds the IoUs (k) of each method, as far as they are known. */
-  function update(curves, method, k, chosenIou, allIou) {
+  function update(curves, method, count, chosenIou, allIou) {
     lines.forEach((line, m) => {
       const points = Array.from(curves[m] ?? [], (v, i) => `${i ? "L" : "M"}${x(i + 1).toFixed(1)} ${y(v).toFixed(1)}`);
       line.setAttribute("d", points.join(""));
@@ -52,7 +52,7 @@ function curvePlot(nHeads, methods, onPick) {
       line.style.opacity = methods[m] === method ? 1 : 0.6;
     });
     for (const name of ["y1", "y2"]) daam.setAttribute(name, y(allIou));
-    const at = x(method.order === "all" ? nHeads : k);
+    const at = x(count);
     for (const name of ["x1", "x2"]) mark.setAttribute(name, at);
     dot.setAttribute("cx", at);
     dot.setAttribute("cy", y(chosenIou));
@@ -107,7 +107,7 @@ export function aggregationView(scene, redraw) {
   const [picture, chosen, all] = [panel("picture"), panel("chosen"), panel("all")];
   const grid = headGrid(get("grid"));
   const { methods } = scene.constants;
-  const curved = methods.filter(({ order }) => order !== "all");
+  const curved = methods.filter(takesK);
   const curve = curvePlot(nHeads, curved, (k) => scene.set({ k }));
   const worker = curveWorker(scene, curved, redraw);
   const ranks = Object.fromEntries(scene.concepts.map((name) => [name, ranksOf(scene.rankings[name])]));
@@ -141,7 +141,7 @@ export function aggregationView(scene, redraw) {
     const daam = scene.measureAll(all);
     const lead = `${title}, threshold ${level.toFixed(2)}: ${measured.text}; all ${nHeads} heads: ${daam.text}`;
     if (!scene.shown.truths.length) return lead;
-    curve.update(worker.curves(concept, method, level), method, get("k"), measured.ious[0], daam.ious[0]);
+    curve.update(worker.curves(concept, method, level), method, heads.length, measured.ious[0], daam.ious[0]);
     const gain = measured.ious[0] - daam.ious[0];
     return `${lead} (difference ${gain < 0 ? "−" : "+"}${Math.abs(gain).toFixed(3)})`;
   }

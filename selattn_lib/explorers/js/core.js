@@ -188,7 +188,15 @@ export function iou(mask, truth) {
  * that no concept decides, by name. */
 export function chooseHeads(method, k, ranking, orders) {
   const heads = sequence(method, ranking, orders);
-  return method.order === "all" ? heads : heads.slice(0, k);
+  return takesK(method) ? heads.slice(0, k) : heads;
+}
+
+/** Whether a method takes as many heads as one likes; others take all of their order. */
+const takesK = ({ order }) => !["all", "finest"].includes(order);
+
+/** The heads whose maps have the most pixels. */
+export function finestHeads(grids) {
+  return grids.reduce((a, b) => (b.height * b.width > a.height * a.width ? b : a)).heads;
 }
 
 /** All heads in the order in which a method takes them. */

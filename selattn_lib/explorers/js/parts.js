@@ -79,9 +79,10 @@ export class Scene {
     this.model.save_changes();
   }
 
-  /** The orders of heads that no concept decides: random, and how well they agree on the word that is shown. */
+  /** The orders of heads that no concept decides: random, how well they agree on the word that is shown, their grid. */
   get orders() {
-    return { random: this.randomOrder, consensus: this.get("consensus")[this.get("word")] };
+    const consensus = this.get("consensus")[this.get("word")];
+    return { random: this.randomOrder, consensus, finest: finestHeads(this.get("grids")) };
   }
 
   get itemNumber() {
