@@ -96,11 +96,14 @@ def consensus(maps: HeadMaps, k: int = 40, *, word: int | str = 0) -> np.ndarray
 
 
 def finest_heads(maps: HeadMaps) -> np.ndarray:
-    """The heads whose maps have the most pixels.
+    """The heads whose maps have the most pixels: `maps.heatmap("bear", heads=finest_heads(maps))`.
+
+    Of the rules that need neither masks nor head relevance, this one drew the best maps on `emoji-sd` (chapter 15).
 
     Parameters
     ----------
     maps : HeadMaps
+        As a study gives them, or `capture(...).head_maps()`.
 
     Returns
     -------

@@ -180,8 +180,8 @@ def attention_loss(
     masks, concepts, names : torch.Tensor
         As in `batches`, but masks (image, object, pixel) on the heads' grid.
     signal : torch.Tensor
-        (image) how much of each picture is left in its noise, from 0 to 1: so much it counts. In pure noise, nobody can
-        know where an object will be, and heads should do what draws it best.
+        (image) the share of each noisy picture's variance that is the picture, from 0 to 1: so much it counts. In pure
+        noise, nobody can know where an object will be, and heads should do what draws it best.
 
     Returns
     -------
@@ -303,7 +303,7 @@ def train_control(
         with fast:
             predicted = unet(noisy, t, text, return_dict=False)[0]
         masks, concepts, names = (given[key][:captioned] for key in ("masks", "concepts", "names"))
-        signal = alphas[t[:captioned]].sqrt()
+        signal = alphas[t[:captioned]]
         attention = [
             attention_loss(processor.kept[:captioned], own, on_grid(masks, layer), concepts, names, signal)
             for (layer, _, processor), own in zip(kept, head_concepts, strict=True)
@@ -425,7 +425,7 @@ def save_control(
     (folder / "planted.json").write_text(json.dumps(listed, indent=1) + "\n")
 
 
-def make_control(work: Path, weights: Path, steps: int = 1000, batch: int = 12, seed: int = 4) -> None:
+def make_control(work: Path, weights: Path, steps: int = 540, batch: int = 24, seed: int = 4) -> None:
     """Train `emoji-control` from the finished pipeline in `weights`, with its checkpoint in `work`, write it into
     the folder `planted` beside that, and print where its planted heads attend in held-out scenes."""
     pipe, base = (load_pipeline(weights, device="cpu", dtype=torch.float32) for _ in range(2))
