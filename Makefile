@@ -68,7 +68,7 @@ whole: system
 	$(PYTEST) -n 2 $(NBVAL) tests selattn_lib $(TOUR)
 
 # Lint keeps one core busy for a while, tests both: side by side they end sooner.
-check:  ## lint, types, layers of the library, unit tests (four minutes)
+check:  ## lint, types, layers of the library, unit tests (two minutes)
 	@$(MAKE) --no-print-directory -j 2 lint unit
 
 test:  ## all of that, every chapter with small parameters, the book in a browser (a quarter of an hour)
