@@ -1,8 +1,9 @@
-"""Fixtures: a tiny Stable Diffusion pipeline, and a small head-maps dataset."""
+"""Fixtures: a tiny Stable Diffusion pipeline, a small head-maps dataset, and where `selattn reproduce` is tried."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -58,3 +59,24 @@ def one_kernel() -> Iterator[None]:
 
     with one_kernel():
         yield
+
+
+@pytest.fixture(scope="module")
+def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the repository, studies elsewhere, and no way to the hub."""
+    folder = tmp_path_factory.mktemp("reproduce")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(Path(__file__).parents[1])
+        patch.setenv("SELATTN_RUNS", str(folder / "runs"))
+        patch.setenv("SELATTN_DEVICE", "")  # both put back at the end
+        patch.setenv("SELATTN_OFFLOAD", "")
+        patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def arguments(surroundings: Path) -> list[str]:
+    """Of `selattn reproduce`, on a narrow model."""
+    from narrow_sd import save_models
+
+    return save_models(surroundings, narrow=True)

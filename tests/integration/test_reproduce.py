@@ -1,38 +1,16 @@
 """`selattn reproduce`: what it says before it does anything."""
 
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from narrow_sd import save_models
 from tiny_families import build_sdxl
 
 from selattn_lib import cli
 from selattn_lib.models.pipelines import network_layout
 from selattn_lib.publishing.reproduce import Reproduction, time_call
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of the repository, studies elsewhere, and no way to the hub."""
-    folder = tmp_path_factory.mktemp("reproduce")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.setenv("SELATTN_RUNS", str(folder / "runs"))
-        patch.setenv("SELATTN_DEVICE", "")  # both put back at the end
-        patch.setenv("SELATTN_OFFLOAD", "")
-        patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def arguments(surroundings: Path) -> list[str]:
-    return save_models(surroundings, narrow=True)
 
 
 def plan(words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:

@@ -1,12 +1,10 @@
 """A whole run of `selattn reproduce` on a narrow model: what it leaves, and that notebooks find their studies."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
-from narrow_sd import save_models
 
 from selattn_lib import cli
 from selattn_lib.publishing.reproduce import CHAPTERS
@@ -16,25 +14,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
-def surroundings(tmp_path_factory: pytest.TempPathFactory, one_kernel: None) -> Iterator[Path]:
-    """The folder of the repository, studies elsewhere, and no way to the hub."""
-    folder = tmp_path_factory.mktemp("reproduce")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.setenv("SELATTN_RUNS", str(folder / "runs"))
-        patch.setenv("SELATTN_DEVICE", "")  # both put back at the end
-        patch.setenv("SELATTN_OFFLOAD", "")
-        patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def arguments(surroundings: Path) -> list[str]:
-    return save_models(surroundings, narrow=True)
-
-
-@pytest.fixture(scope="module")
-def reproduced(surroundings: Path, arguments: list[str]) -> Path:
+def reproduced(one_kernel: None, surroundings: Path, arguments: list[str]) -> Path:
     """The folder of a whole run on a narrow model."""
     before = [path.read_bytes() for path in NOTEBOOKS]
     assert cli.main(arguments) == 0
