@@ -1,8 +1,8 @@
 """Building the book with Jupyter Book."""
 
 import shutil
-import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 
@@ -25,19 +25,20 @@ def build_book(
 
     `builder`: "html", or "singlehtml" for one page, to be printed. `strict`: warnings are errors. `fresh`: all
     pages are read anew; if not, those that an earlier call for the same `out` has read are taken. Raises SystemExit
-    with Jupyter Book's code if it fails.
+    if Sphinx says what is wrong, and RuntimeError if it breaks down.
     """
     if not any(notebooks.glob("*.ipynb")):
         raise FileNotFoundError(f"no notebook in {notebooks}; make some with: selattn run --out {notebooks} ...")
     source = out / "_build" / "source"
     stage(root, notebooks, source)
-    jupyter_book = Path(sys.executable).with_name("jupyter-book")
-    if not jupyter_book.exists():
-        raise FileNotFoundError(f"{jupyter_book} does not exist; it comes with: pip install -e '.[book]'")
-    command = [str(jupyter_book), "build", str(source), "--path-output", str(out), "--builder", builder]
+    try:
+        from jupyter_book.cli.main import main as jupyter_book
+    except ImportError:
+        raise ImportError("jupyter-book is not installed; it comes with: pip install -e '.[book]'") from None
+    command = ["build", str(source), "--path-output", str(out), "--builder", builder]
     print("building the book", file=sys.stderr, flush=True)
     command += ["--all"] * fresh + (["-W", "-n", "--keep-going"] if strict else ["-q"])
-    status = subprocess.run(command).returncode
-    if status:
-        raise SystemExit(status)
+    with warnings.catch_warnings():  # an extension looks at every object there is, PyTorch's deprecated ones among them
+        warnings.simplefilter("ignore", FutureWarning)
+        jupyter_book(command, standalone_mode=False)
     return out / "_build" / builder / "index.html"

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -137,19 +136,17 @@ def run_notebook(notebook: Path, out: Path, parameters: Mapping[str, Any], *, ag
         replace(out, notebook.read_bytes())
         write_mark(out, mark)
         return False
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        draft = Path(folder, out.name)
-        try:
-            papermill.execute_notebook(
-                notebook, draft, dict(parameters), kernel_name="python3", progress_bar=False,
-                kernel_manager_class=ThisPython, stderr_file=sys.stderr,  # the progress bars of the studies
-            )  # fmt: skip
-        except papermill.PapermillExecutionError as error:
-            reason = " ".join(f"{error.ename}: {error.evalue}".split())
-            raise NotebookFailed(f"{notebook.name}: cell [{error.exec_count}] failed: {reason}") from error
-        except DeadKernelError as error:
-            raise NotebookFailed(f"{notebook.name}: its kernel died, most often for want of memory") from error
-        replace(out, stabilised(read(draft)))
+    try:
+        nb = papermill.execute_notebook(
+            notebook, None, dict(parameters), kernel_name="python3", progress_bar=False,
+            kernel_manager_class=ThisPython, stderr_file=sys.stderr,  # the progress bars of the studies
+        )  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        reason = " ".join(f"{error.ename}: {error.evalue}".split())
+        raise NotebookFailed(f"{notebook.name}: cell [{error.exec_count}] failed: {reason}") from error
+    except DeadKernelError as error:
+        raise NotebookFailed(f"{notebook.name}: its kernel died, most often for want of memory") from error
+    replace(out, stabilised(nb))
     write_mark(out, mark)
     return True
 
