@@ -1,13 +1,13 @@
 """A browser, and the book that the tests look at."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from chromium import chromium
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Page
+
+from selattn_lib.publishing.build import build_book
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,12 +18,14 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
+@pytest.fixture(scope="module")
+def tab(browser: Browser) -> Iterator[Page]:
+    """One for all pages, one after the other, so that the shared scripts are compiled once. Colours change at once."""
+    with browser.new_context(color_scheme="light", reduced_motion="reduce") as context, context.new_page() as page:
+        yield page
+
+
 @pytest.fixture(scope="session")
 def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the book, built from the committed notebooks with warnings as errors."""
-    out = tmp_path_factory.mktemp("book")
-    selattn = Path(sys.executable).with_name("selattn")
-    command = [selattn, "book", "--notebooks", "notebooks", "--out", out, "--strict"]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
-    return out / "_build" / "html"
+    return build_book(ROOT, ROOT / "notebooks", tmp_path_factory.mktemp("book"), strict=True).parent

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import address, expect_accessible, expect_no_overflow, watched_page
+from chromium import address, expect_accessible, expect_no_overflow, watched, watched_page
 from explorer_page import settled
-from playwright.sync_api import Browser, BrowserContext, Page
+from playwright.sync_api import Browser, Page
 from test_book import ROOT, pages
 
 from selattn_lib.explorers.items import unpacked
@@ -20,15 +20,17 @@ from selattn_lib.publishing.build import build_book
 PROSE = [page for page in pages() if page.startswith("book/")]
 CHAPTERS = [page for page in pages() if page.startswith("notebooks/")]
 EXPLORED = ["book/intro", *(page for page in CHAPTERS if page < "notebooks/07")]  # those with explorers
+EVERY = [*PROSE, "search", *CHAPTERS]
+FRONT = {"book/intro": "index"}  # what leads to a page
+COLOURS = ["color-contrast", "link-in-text-block"]  # the rules of axe-core that read colours
 
 
 @dataclass
-class Chapter:
-    """A chapter's page, and what it has read of the book's shared files."""
+class Opened:
+    """A page of the book."""
 
     name: str
     page: Page
-    read: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -39,33 +41,33 @@ def root(book: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def context(browser: Browser, root: str) -> Iterator[BrowserContext]:
-    """One for all pages, so that the shared scripts are read once, as for a reader."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
-    yield context
-    context.close()
+def web(book: Path) -> Iterator[str]:
+    """The same over http."""
+    with address(book, "http") as root:
+        yield root
 
 
-@pytest.fixture
-def page(context: BrowserContext, root: str) -> Iterator[Page]:
-    with watched_page(context, root) as page:
+@pytest.fixture(scope="module")
+def plain_tab(browser: Browser) -> Iterator[Page]:
+    """One without scripts."""
+    with browser.new_context(java_script_enabled=False) as context, context.new_page() as page:
         yield page
 
 
 @pytest.fixture(scope="module")
-def chapter(request: pytest.FixtureRequest, context: BrowserContext, root: str) -> Iterator[Chapter]:
-    """A chapter, opened once for the tests that follow each other on it: the later ones move sliders, then change the
-    theme and the page's width."""
-    with watched_page(context, root) as page:
-        read: list[str] = []
-        page.on("request", lambda sent: read.append(sent.url) if "/_static/" in sent.url else None)
-        open_page(page, f"{root}{request.param}.html")
-        yield Chapter(request.param, page, read)
+def opened(request: pytest.FixtureRequest, tab: Page, root: str) -> Iterator[Opened]:
+    """A page, opened once for the tests that follow each other on it: the later ones move sliders, then change the
+    theme and the page's width. The first page is opened by its front door."""
+    tab.set_viewport_size({"width": 1280, "height": 900})
+    with watched(tab, root) as page:
+        open_page(page, root, request.param)
+        yield Opened(request.param, page)
 
 
-def open_page(page: Page, address: str) -> None:
-    """Go there and wait until every widget and figure is drawn."""
-    page.goto(address, timeout=60_000)
+def open_page(page: Page, root: str, name: str) -> None:
+    """Go there, to the first page by the front door, and wait until every widget and figure is drawn."""
+    page.goto(f"{root}{FRONT.get(name, name)}.html", timeout=60_000)
+    page.wait_for_url(f"{root}{name}.html")
     for there, drawn in {
         'script[type="application/vnd.jupyter.widget-view+json"]': ".widget-subarea > *",
         ".plotly-figure": ".plotly-figure .main-svg:first-child",
@@ -78,30 +80,16 @@ def open_page(page: Page, address: str) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["index", "book/method", CHAPTERS[0], "search"])
-def test_a_page_loads_over_http(browser: Browser, book: Path, name: str) -> None:
-    with address(book, "http") as root, browser.new_context() as context, watched_page(context, root) as page:
-        open_page(page, f"{root}{name}.html")
-        if name == "index":
-            page.wait_for_url("**/book/intro.html")
+@pytest.mark.parametrize("name", ["book/intro", "book/method", CHAPTERS[0], "search"])
+def test_a_page_loads_over_http(tab: Page, web: str, name: str) -> None:
+    with watched(tab, web) as page:
+        open_page(page, web, name)
 
 
-@pytest.mark.parametrize("name", ["index", *PROSE, "search"])
-def test_a_page_loads_and_fits_a_phone(page: Page, root: str, name: str) -> None:
-    open_page(page, f"{root}{name}.html")
-    if name == "index":
-        page.wait_for_url("**/book/intro.html")
-    count = "selector => document.querySelectorAll(selector).length"
-    page.wait_for_function(f"({count})('.math') == ({count})('mjx-container')")
-    assert page.locator("mjx-merror").count() == 0
-    expect_accessible(page)
-    expect_no_overflow(page)
-
-
-def test_the_fonts_of_the_widgets_are_where_they_are_looked_for(page: Page, root: str, book: Path) -> None:
-    open_page(page, f"{root}notebooks/01_head_relevance.html")
+@pytest.mark.parametrize("opened", ["notebooks/01_head_relevance"], indirect=True)
+def test_the_fonts_of_the_widgets_are_where_they_are_looked_for(opened: Opened, book: Path) -> None:
     sheets = "[...document.styleSheets].filter(sheet => !sheet.href)"  # those that the widgets bring
-    rules = page.evaluate(f"{sheets}.flatMap(sheet => [...sheet.cssRules]).map(rule => rule.cssText).join()")
+    rules = opened.page.evaluate(f"{sheets}.flatMap(sheet => [...sheet.cssRules]).map(rule => rule.cssText).join()")
     fonts = re.findall(r"/(vendor/@jupyter-widgets/[\w./-]+\.woff2)", rules)
     assert fonts
     assert all((book / "_static" / font).exists() for font in fonts)
@@ -120,20 +108,20 @@ def explorer_views(html: str) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("chapter", [*CHAPTERS, "book/intro", "book/gallery"], indirect=True)
-def test_a_page_is_light_and_reads_each_shared_script_once(chapter: Chapter, book: Path) -> None:
-    scripts = [url for url in chapter.read if url.endswith(".js")]
-    assert len(scripts) == len(set(scripts))
-    text = (book / f"{chapter.name}.html").read_text()
+@pytest.mark.parametrize("opened", [*CHAPTERS, "book/intro", "book/gallery"], indirect=True)
+def test_a_page_is_light_and_reads_each_shared_script_once(opened: Opened, book: Path) -> None:
+    scripts = opened.page.evaluate("[...document.scripts].filter((script) => script.src).map((script) => script.src)")
+    assert len(scripts) == len(set(scripts)) > 5
+    text = (book / f"{opened.name}.html").read_text()
     pictures = [book / "_images" / picture for picture in set(re.findall(r"_images/([\w.-]+)", text))]
     assert len(text.encode()) + sum(picture.stat().st_size for picture in pictures) < 4_000_000
 
 
-@pytest.mark.parametrize("chapter", EXPLORED, indirect=True)
-def test_the_explorers_of_a_chapter_read_the_librarys_numbers(chapter: Chapter, book: Path) -> None:
+@pytest.mark.parametrize("opened", EXPLORED, indirect=True)
+def test_the_explorers_of_a_chapter_read_the_librarys_numbers(opened: Opened, book: Path) -> None:
     """What stands below the map of all heads, against the library on the maps that the page holds."""
-    page = chapter.page
-    views = explorer_views((book / f"{chapter.name}.html").read_text())
+    page = opened.page
+    views = explorer_views((book / f"{opened.name}.html").read_text())
     page.wait_for_function(
         "count => document.querySelectorAll('.selattn-view[data-draw-ms]').length >= count", arg=len(views)
     )
@@ -149,69 +137,24 @@ def test_the_explorers_of_a_chapter_read_the_librarys_numbers(chapter: Chapter, 
             assert f" heads for {view['concepts'][view['concept_0']]}, " in boxes.nth(i).inner_text()
 
 
-@pytest.mark.parametrize("chapter", EXPLORED, indirect=True)
-def test_a_slider_changes_words_and_pictures(chapter: Chapter) -> None:
-    explorer = chapter.page.locator(".widget-subarea").first
+@pytest.mark.parametrize("opened", EXPLORED, indirect=True)
+def test_a_slider_changes_words_and_pictures(opened: Opened) -> None:
+    explorer = opened.page.locator(".widget-subarea").first
     handle = explorer.locator(".noUi-handle").first
     canvas = "el => [...el.querySelectorAll('canvas')].map(c => c.toDataURL()).join()"
     settled(explorer)
     words, pictures = explorer.inner_text(), explorer.evaluate(canvas)
     handle.focus()
     for _ in range(5):
-        chapter.page.keyboard.press("ArrowLeft")
+        opened.page.keyboard.press("ArrowLeft")
     settled(explorer)
     assert explorer.inner_text() != words
     assert explorer.evaluate(canvas) != pictures
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS, indirect=True)
-def test_a_chapter_has_figures_in_both_themes_and_whole_titles_on_a_phone(chapter: Chapter) -> None:
-    page = chapter.page
-    assert page.locator(".plotly-figure .main-svg").count() > 0
-    assert all(page.locator(".plotly-figure").evaluate_all("figures => figures.map(figure => figure.ariaLabel)"))
-    for explorer in page.locator(".selattn-explorer").all():
-        settled(explorer)
-    expect_accessible(page)
-    colour = "getComputedStyle(document.querySelector('.plotly-figure text')).fill"
-    before = page.evaluate(colour)
-    page.evaluate("document.documentElement.dataset.theme = 'dark'")
-    page.wait_for_function(f"before => {colour} !== before", arg=before)
-    expect_no_overflow(page)
-    page.wait_for_function(
-        """() => [...document.querySelectorAll(".plotly-figure :is(.gtitle, .xtitle)")].every((title) => {
-            const [text, room] = [title, title.closest(".main-svg")].map((each) => each.getBoundingClientRect());
-            return room.width < 390 && text.left >= room.left && text.right <= room.right;
-        })"""
-    )
-
-
-@pytest.mark.parametrize(
-    "name", ["book/intro", "book/method", "book/claims", "book/gallery", "notebooks/02_segmentation"]
-)
-def test_a_page_is_as_accessible_in_the_dark(page: Page, root: str, name: str) -> None:
-    open_page(page, f"{root}{name}.html")
-    page.evaluate("document.documentElement.dataset.theme = 'dark'")
-    for explorer in page.locator(".selattn-explorer").all():
-        settled(explorer)
-    expect_accessible(page)
-
-
-@pytest.mark.parametrize("name", EXPLORED)
-def test_without_scripts_a_picture_and_its_numbers_stand_there(
-    browser: Browser, root: str, book: Path, name: str
-) -> None:
-    with browser.new_context(java_script_enabled=False) as context:
-        page = context.new_page()
-        page.goto(f"{root}{name}.html")
-        stills = page.locator("noscript figure")
-        views = explorer_views((book / f"{name}.html").read_text())
-        assert stills.count() >= 3 * len(views)
-        assert stills.first.is_visible()
-        assert re.search(r"\d+% of the picture", " ".join(stills.all_inner_texts()))
-
-
-def test_an_explorer_is_switched_to_another_model_and_keeps_its_settings(page: Page, root: str) -> None:
-    open_page(page, f"{root}notebooks/14_planted_heads.html")
+@pytest.mark.parametrize("opened", ["notebooks/14_planted_heads"], indirect=True)
+def test_an_explorer_is_switched_to_another_model_and_keeps_its_settings(opened: Opened) -> None:
+    page = opened.page
     explorer = page.locator(".selattn-explorer")
     settled(explorer)
     explorer.get_by_label("Image", exact=True).select_option(label="seed 1")
@@ -226,8 +169,9 @@ def test_an_explorer_is_switched_to_another_model_and_keeps_its_settings(page: P
     assert explorer.get_by_label("Concept 2", exact=True).locator("option:checked").inner_text() == "Tools"
 
 
-def test_head_relevance_can_be_sorted(page: Page, root: str) -> None:
-    open_page(page, f"{root}notebooks/01_head_relevance.html")
+@pytest.mark.parametrize("opened", ["notebooks/01_head_relevance"], indirect=True)
+def test_head_relevance_can_be_sorted(opened: Opened) -> None:
+    page = opened.page
     figure = page.locator(".plotly-figure").first
     order = "e => e.querySelector('.plotly-canvas').layout.xaxis.categoryarray.join()"
     before = figure.evaluate(order)
@@ -239,12 +183,71 @@ def test_head_relevance_can_be_sorted(page: Page, root: str) -> None:
     assert sorted(after.split(",")) == sorted(before.split(","))
 
 
+@pytest.mark.parametrize("opened", [*PROSE, "search"], indirect=True)
+def test_the_formulas_of_a_page_are_set(opened: Opened) -> None:
+    count = "selector => document.querySelectorAll(selector).length"
+    opened.page.wait_for_function(f"({count})('.math') == ({count})('mjx-container')")
+    assert opened.page.locator("mjx-merror").count() == 0
+
+
+@pytest.mark.parametrize("opened", EVERY, indirect=True)
+def test_a_page_is_accessible(opened: Opened) -> None:
+    for explorer in opened.page.locator(".selattn-explorer").all():
+        settled(explorer)
+    expect_accessible(opened.page)
+
+
+@pytest.mark.parametrize("opened", CHAPTERS, indirect=True)
+def test_a_chapter_has_figures_in_both_themes(opened: Opened) -> None:
+    page = opened.page
+    assert page.locator(".plotly-figure .main-svg").count() > 0
+    assert all(page.locator(".plotly-figure").evaluate_all("figures => figures.map(figure => figure.ariaLabel)"))
+    colour = "getComputedStyle(document.querySelector('.plotly-figure text')).fill"
+    before = page.evaluate(colour)
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    page.wait_for_function(f"before => {colour} !== before", arg=before)
+
+
+@pytest.mark.parametrize(
+    "opened", ["book/intro", "book/method", "book/claims", "book/gallery", "notebooks/02_segmentation"], indirect=True
+)
+def test_a_page_is_as_accessible_in_the_dark(opened: Opened) -> None:
+    """By the rules that read colours: for all others it is the page that was light."""
+    opened.page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    for explorer in opened.page.locator(".selattn-explorer").all():
+        settled(explorer)
+    expect_accessible(opened.page, COLOURS)
+
+
+@pytest.mark.parametrize("opened", EVERY, indirect=True)
+def test_a_page_and_the_titles_of_its_figures_fit_a_phone(opened: Opened) -> None:
+    expect_no_overflow(opened.page)
+    opened.page.wait_for_function(
+        """() => [...document.querySelectorAll(".plotly-figure :is(.gtitle, .xtitle)")].every((title) => {
+            const [text, room] = [title, title.closest(".main-svg")].map((each) => each.getBoundingClientRect());
+            return room.width < 390 && text.left >= room.left && text.right <= room.right;
+        })"""
+    )
+
+
+@pytest.mark.parametrize("name", EXPLORED)
+def test_without_scripts_a_picture_and_its_numbers_stand_there(
+    plain_tab: Page, root: str, book: Path, name: str
+) -> None:
+    plain_tab.goto(f"{root}{name}.html")
+    stills = plain_tab.locator("noscript figure")
+    views = explorer_views((book / f"{name}.html").read_text())
+    assert stills.count() >= 3 * len(views)
+    assert stills.first.is_visible()
+    assert re.search(r"\d+% of the picture", " ".join(stills.all_inner_texts()))
+
+
 def test_the_printed_book_has_every_figure_and_a_still_of_every_explorer(browser: Browser, book: Path) -> None:
     index = build_book(ROOT, ROOT / "notebooks", book.parents[1], "singlehtml", fresh=False)
     notebooks = "".join(path.read_text() for path in (ROOT / "notebooks").glob("*.ipynb"))
     context = browser.new_context()
     with watched_page(context, root := f"{index.parent.as_uri()}/") as page:
-        open_page(page, f"{root}index.html")
+        open_page(page, root, "index")
         assert page.locator(".plotly-figure").count() == notebooks.count('vnd.plotly.v1+json": {')
         stills = notebooks.count("<noscript>") + 1  # that of the first page
         assert page.get_by_text("White line: edge of the mask.").count() == stills

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chromium import address, expect_no_overflow, watched_page
+from chromium import address, expect_no_overflow, watched
 from explorer_page import settled
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page
+from playwright.sync_api import Locator, Page
 from synthetic import names_of, rankings, synthetic
 
 from selattn_lib import cli
@@ -25,16 +25,17 @@ LAYERS = [("down", 16), ("mid", 4), ("up", 16)]
 PIXELS = "canvas => canvas.toDataURL()"
 
 
-def opened(browser: Browser, folder: Path, scheme: str = "light", link: str = "") -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
-    with address(folder, "file") as root, context, watched_page(context, root) as page:
+def opened(tab: Page, folder: Path, scheme: str = "light", link: str = "") -> Iterator[Page]:
+    tab.set_viewport_size({"width": 1280, "height": 900})
+    tab.emulate_media(color_scheme=scheme)
+    with address(folder, "file") as root, watched(tab, root) as page:
         page.goto(f"{root}index.html{link}")
         page.locator(".selattn-view[data-draw-ms]").wait_for()
         settled(page.locator("body"))
         yield page
 
 
-def test_a_double_click_shows_the_picture_and_the_slider_changes_the_map(browser: Browser, tmp_path: Path) -> None:
+def test_a_double_click_shows_the_picture_and_the_slider_changes_the_map(tab: Page, tmp_path: Path) -> None:
     command = ["explain", "a cat and a dog on the beach", "--words", "cat", "dog", "--concept", "Animals"]
     assert cli.main([*command, "--heads", "20", "--steps", "2", "--out", str(tmp_path)]) == 0
     page_file = tmp_path / "index.html"
@@ -42,7 +43,7 @@ def test_a_double_click_shows_the_picture_and_the_slider_changes_the_map(browser
     alone = tmp_path / "alone"  # nothing beside it is needed
     alone.mkdir()
     page_file.rename(alone / "index.html")
-    for page in opened(browser, alone):
+    for page in opened(tab, alone):
         assert page.get_by_role("heading").inner_text() == "a cat and a dog on the beach"
         chosen, all_heads = page.locator(".selattn-chosen canvas"), page.locator(".selattn-all canvas")
         before, kept = chosen.evaluate(PIXELS), all_heads.evaluate(PIXELS)
@@ -71,14 +72,14 @@ def explorers() -> dict[str, AggregationExplorer | HeadExplorer | DiagnosisExplo
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("kind", ["aggregation", "heads", "diagnosis"])
-def test_every_explorer_can_be_saved_as_it_is_set(browser: Browser, tmp_path: Path, kind: str, scheme: str) -> None:
+def test_every_explorer_can_be_saved_as_it_is_set(tab: Page, tmp_path: Path, kind: str, scheme: str) -> None:
     explorer = explorers()[kind]
     explorer.word, explorer.image, explorer.k, explorer.threshold = "bat", 1, 3, 0.3
     explorer.save(tmp_path / "index.html", "<b>&", ["</script><script>window.ran = 1</script>"])
     first = next(iter(explorer.heat.values())) if kind == "diagnosis" else explorer.heat
     [(name, truth), *_] = explorer.item.truths.items()
     number = f"{iou(np.asarray(first) > 0.3, truth):.3f}"
-    for page in opened(browser, tmp_path, scheme):
+    for page in opened(tab, tmp_path, scheme):
         said = page.locator(".selattn-chosen figcaption").first.inner_text()
         assert said.startswith(f"IoU {number}," if kind == "aggregation" else f"IoU with {name} {number},")
         assert page.get_by_role("heading").inner_text() == "<b>&" and page.evaluate("window.ran") is None
@@ -92,9 +93,9 @@ def pixels(canvas: Locator) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["aggregation", "heads", "diagnosis"])
-def test_a_link_carries_the_settings(browser: Browser, tmp_path: Path, kind: str) -> None:
+def test_a_link_carries_the_settings(tab: Page, tmp_path: Path, kind: str) -> None:
     explorers()[kind].save(tmp_path / "index.html")
-    for page in opened(browser, tmp_path):
+    for page in opened(tab, tmp_path):
         page.get_by_label("Word").select_option("bat")
         page.get_by_label("Threshold").press("ArrowRight")
         menu = page.get_by_label({"aggregation": "Method", "heads": "Rank by", "diagnosis": "Concept 2"}[kind])
@@ -109,10 +110,10 @@ def test_a_link_carries_the_settings(browser: Browser, tmp_path: Path, kind: str
         link, said = "#" + page.url.partition("#")[2], page.locator(".selattn-status").inner_text()
         before = pixels(page.locator(".selattn-chosen canvas").first)
     assert link.replace("#", "").replace("-", "").replace("_", "").isalnum(), "no page's script trips over it"
-    for page in opened(browser, tmp_path, link=link):
+    for page in opened(tab, tmp_path, link=link):
         assert page.locator(".selattn-status").inner_text() == said and "0.41" in said
         assert np.abs(pixels(page.locator(".selattn-chosen canvas").first) - before).max() <= 2
-    for page in opened(browser, tmp_path, link=link.partition("-w")[0] + "-w9-k999-t3-mx-p1_5000_<"):
+    for page in opened(tab, tmp_path, link=link.partition("-w")[0] + "-w9-k999-t3-mx-p1_5000_<"):
         assert "0.40" in page.locator(".selattn-status").inner_text(), "what is not possible is left as it was"
 
 
@@ -123,10 +124,10 @@ def saved(page: Page, button: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["aggregation", "heads", "diagnosis"])
-def test_pictures_and_numbers_can_be_saved(browser: Browser, tmp_path: Path, kind: str) -> None:
+def test_pictures_and_numbers_can_be_saved(tab: Page, tmp_path: Path, kind: str) -> None:
     explorer = explorers()[kind]
     explorer.save(tmp_path / "index.html")
-    for page in opened(browser, tmp_path):
+    for page in opened(tab, tmp_path):
         table = list(csv.DictReader(io.StringIO(saved(page, "Save CSV").decode("utf-8-sig"))))
         sheet = Image.open(io.BytesIO(saved(page, "Save PNG")))
     assert sheet.height > 320 and sheet.width == 16 + {"aggregation": 3, "heads": 4, "diagnosis": 6}[kind] * 336
@@ -139,12 +140,12 @@ def test_pictures_and_numbers_can_be_saved(browser: Browser, tmp_path: Path, kin
         assert float(table[0][f"IoU with {name}"]) == pytest.approx(iou((heat > 0.4).values, truth), abs=1e-4)
 
 
-def test_the_heads_in_the_order_of_the_ranking_and_picks_to_go_back_to(browser: Browser, tmp_path: Path) -> None:
+def test_the_heads_in_the_order_of_the_ranking_and_picks_to_go_back_to(tab: Page, tmp_path: Path) -> None:
     explorer = explorers()["heads"]
     explorer.save(tmp_path / "index.html")
     order = explorer.rankings[explorer.ranking]
     names = [f"{block} 0, head {head}" for block in ("down", "mid", "up") for head in range(8)]
-    for page in opened(browser, tmp_path):
+    for page in opened(tab, tmp_path):
         title = page.locator(".selattn-own .selattn-title")
         for button, rank in (("next", 1), ("next", 2), ("before", 1), ("first", 0), ("before", 0)):
             label = {"next": "The head after it", "before": "The head before it", "first": "The first head"}[button]
@@ -166,9 +167,9 @@ def test_the_heads_in_the_order_of_the_ranking_and_picks_to_go_back_to(browser: 
         assert "This ranking knows the true outline, as no method does." in said and "× as strong there" in said
 
 
-def test_on_a_phone_the_map_stands_beside_the_heads(browser: Browser, tmp_path: Path) -> None:
+def test_on_a_phone_the_map_stands_beside_the_heads(tab: Page, tmp_path: Path) -> None:
     explorers()["heads"].save(tmp_path / "index.html")
-    for page in opened(browser, tmp_path):
+    for page in opened(tab, tmp_path):
         expect_no_overflow(page)
         grid, average = (page.locator(f".selattn-{name}").bounding_box() for name in ("tiles", "chosen"))
         assert grid["x"] + grid["width"] <= average["x"] and average["y"] < grid["y"] + grid["height"]

@@ -3,9 +3,10 @@
 import functools
 import http.server
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
@@ -46,19 +47,31 @@ def address(folder: Path, scheme: str) -> Iterator[str]:
 
 
 @contextmanager
-def watched_page(context: BrowserContext, root: str) -> Iterator[Page]:
-    """A page that fails its test, at the end, on any error or request to anywhere but `root`."""
-    page = context.new_page()
+def watched(page: Page, root: str) -> Iterator[Page]:
+    """The page fails its test, at the end, on any error or request to anywhere but `root`; then it is blank again."""
     trouble: list[str] = []
     own = (root, "data:", "blob:")
-    page.on("pageerror", lambda error: trouble.append(f"error: {error}"))
-    page.on("console", lambda m: trouble.append(f"console: {m.text}") if m.type == "error" else None)
-    page.on("requestfailed", lambda request: trouble.append(f"failed: {request.url}"))
-    page.on("request", lambda r: None if r.url.startswith(own) else trouble.append(f"outside: {r.url}"))
+    notes: dict[Any, Callable[[Any], None]] = {
+        "pageerror": lambda error: trouble.append(f"error: {error}"),
+        "console": lambda m: trouble.append(f"console: {m.text}") if m.type == "error" else None,
+        "requestfailed": lambda request: trouble.append(f"failed: {request.url}"),
+        "request": lambda r: None if r.url.startswith(own) else trouble.append(f"outside: {r.url}"),
+    }
+    for event, note in notes.items():
+        page.on(event, note)
     yield page
-    found = list(trouble)  # closing breaks off what is still on its way
-    page.close()
-    assert not found, found
+    place, found = page.url, list(trouble)  # leaving breaks off what is still on its way
+    page.goto("about:blank")
+    for event, note in notes.items():
+        page.remove_listener(event, note)
+    assert not found, (place, found)
+
+
+@contextmanager
+def watched_page(context: BrowserContext, root: str) -> Iterator[Page]:
+    """A new page, watched."""
+    with context.new_page() as page, watched(page, root):
+        yield page
 
 
 def expect_no_overflow(page: Page) -> None:
@@ -66,10 +79,12 @@ def expect_no_overflow(page: Page) -> None:
     page.wait_for_function("document.documentElement.scrollWidth <= 390")
 
 
-def expect_accessible(page: Page) -> None:
-    """No violation of more than minor impact by axe-core's rules."""
+def expect_accessible(page: Page, rules: Sequence[str] = ()) -> None:
+    """No violation of more than minor impact by axe-core's rules, or by those named."""
     page.wait_for_function("[...document.querySelectorAll('.noUi-handle')].every((slider) => slider.ariaLabel)")
-    page.evaluate(AXE.read_text())
-    rules = page.evaluate("axe.run(document, {resultTypes: ['violations'], preload: false})")["violations"]
-    broken = [rule for rule in rules if rule["impact"] != "minor"]
+    if page.evaluate("!window.axe"):
+        page.evaluate(AXE.read_text())
+    options = {"resultTypes": ["violations"], "preload": False, "selectors": False}
+    found = page.evaluate("options => axe.run(options)", options | ({"runOnly": list(rules)} if rules else {}))
+    broken = [rule for rule in found["violations"] if rule["impact"] != "minor"]
     assert not broken, [(rule["id"], rule["nodes"][0]["html"]) for rule in broken]
