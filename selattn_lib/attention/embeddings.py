@@ -39,6 +39,11 @@ class Run:
         return self.sums.cpu().numpy()
 
     @cached_property
+    def lengths(self) -> np.ndarray:
+        """(state, row, token)."""
+        return np.linalg.norm(self.states, axis=-1)
+
+    @cached_property
     def empty(self) -> list[int]:
         """What the encoder reads around an empty prompt."""
         return self.text.framed("") if self.text.framed else []
@@ -142,7 +147,7 @@ class Embeddings:
 
     def _distances_weighted(self, run: Run, stretch: np.ndarray) -> np.ndarray:
         """As `_distances`, to the run's states with some words weighted: moved away from 0 or from the empty prompt."""
-        lengths = np.linalg.norm(run.states, axis=-1)
+        lengths = run.lengths
         best = np.full(lengths.shape[:2], np.inf)
         empty = [
             other.states[:, [i]]
@@ -208,8 +213,7 @@ def identity(tensor: torch.Tensor) -> tuple | None:
 
 def _distances(run: Run, stretch: np.ndarray) -> np.ndarray:
     """(state, row) the largest distance of a token from the run's, in shares of its length."""
-    lengths = np.linalg.norm(run.states, axis=-1)
-    return (np.linalg.norm(run.states - stretch, axis=-1) / (lengths + 1e-12)).max(axis=-1)
+    return (np.linalg.norm(run.states - stretch, axis=-1) / (run.lengths + 1e-12)).max(axis=-1)
 
 
 def near(one: np.ndarray, other: np.ndarray) -> bool:

@@ -4,11 +4,12 @@ import json
 import time
 from pathlib import Path
 
-from benchmarks import gpu
+from benchmarks import gpu, ways
 
 
 def test_a_small_run_measures_and_is_shown(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(gpu, "ROUNDS", 1)
+    monkeypatch.setattr(ways, "CONCEPT", ["bear", "oak tree lamp"])  # FLUX.1 encodes each word as a whole prompt
     monkeypatch.setattr(gpu, "INSTALLED", ["plain", "capture", "capture+hrv"])
     results = gpu.Results(tmp_path / "gpu.json", gpu.machine_of("cpu"))
     gpu.measure("flux/bfloat16", "cpu", True, results, until=time.monotonic() + 600)

@@ -125,7 +125,7 @@ def test_what_attends_as_it_says_passes(tiny_pipe, kind):
 def test_attention_that_is_not_finite_is_said_to_be_so(tiny_pipe):
     with processors(tiny_pipe, lambda layer: Full()):
         with pytest.raises(ValueError, match="is NaN or infinite in call 1"), capture(tiny_pipe, ["bear"]):
-            generate(tiny_pipe, PROMPT, latents=torch.full((1, 4, 16, 16), torch.nan))
+            generate(tiny_pipe, PROMPT, latents=torch.full((1, 4, 8, 8), torch.nan))
 
 
 @pytest.mark.parametrize("kind", [Replaced, Reweighted, Masked, Between])
@@ -215,7 +215,7 @@ def test_merged_pixels_are_refused(tiny_pipe, monkeypatch):
     forward = layer.forward
     merged = lambda pixels, *args, **settings: forward(pixels[:, ::2], *args, **settings).repeat_interleave(2, 1)  # noqa: E731
     monkeypatch.setitem(vars(layer), "forward", merged)
-    with pytest.raises(RuntimeError, match=rf"{FIRST} .* has 128 pixels.*merges pixels"), capture(tiny_pipe, ["bear"]):
+    with pytest.raises(RuntimeError, match=rf"{FIRST} .* has 32 pixels.*merges pixels"), capture(tiny_pipe, ["bear"]):
         generate(tiny_pipe, PROMPT)
 
 

@@ -17,8 +17,9 @@ def test_the_recipe_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """The UNet's training in small, on a few scenes: the loss of the last steps is below 0.9 of the first ones'."""
 
     def narrow() -> UNet2DConditionModel:
-        small = {"block_out_channels": (32, 32, 32, 32), "norm_num_groups": 8, "layers_per_block": 1}
-        return UNet2DConditionModel.from_config({**new_unet().config, **small})
+        small = {"block_out_channels": (32, 32), "norm_num_groups": 8, "layers_per_block": 1}
+        down, up = ("DownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
+        return UNet2DConditionModel.from_config(new_unet().config, down_block_types=down, up_block_types=up, **small)
 
     monkeypatch.setattr("selattn_lib.emoji.recipe.unet.new_unet", narrow)
     weights = Path(model_source("emoji-sd"))

@@ -96,5 +96,5 @@ def generate(pipe, prompt="photo of a bear", seed=0, steps=2, **settings):
     batch = 1 if isinstance(prompt, str) else len(prompt)
     batch *= settings.get("num_images_per_prompt", 1)
     generators = [torch.Generator().manual_seed(seed + i) for i in range(batch)]
-    settings = {"height": 128, "width": 128, "output_type": "latent", **settings}
+    settings = {"height": 64, "width": 64, "output_type": "latent", **settings}
     return pipe(prompt=prompt, generator=generators, num_inference_steps=steps, **settings).images

@@ -74,7 +74,7 @@ def test_maps_equal_attention_by_hand_conditional_half_only(tiny_pipe):
 
 def test_dataset_has_the_agreed_form(tiny_pipe):
     with capture(tiny_pipe, ["bear"]) as maps:
-        generate(tiny_pipe)
+        generate(tiny_pipe, height=128, width=128)
     found = maps.head_maps().dataset
     assert list(found.data_vars) == ["maps_16x16", "maps_8x8", "maps_4x4", "maps_2x2"]
     assert [found[name].sizes[f"head_{name[5:]}"] for name in found.data_vars] == [40, 40, 40, 8]
@@ -213,7 +213,7 @@ def test_embeddings_made_elsewhere_need_the_prompt(tiny_pipe):
         tiny_pipe(**embeddings, num_inference_steps=1)
     generator = torch.Generator().manual_seed(0)
     with capture(tiny_pipe, ["bear"], prompt="photo of a bear") as maps:
-        tiny_pipe(**embeddings, generator=generator, num_inference_steps=2, height=128, width=128)
+        tiny_pipe(**embeddings, generator=generator, num_inference_steps=2, height=64, width=64)
     with capture(tiny_pipe, ["bear"]) as usual:
         generate(tiny_pipe)
     for name, values in maps.head_maps().dataset.data_vars.items():
@@ -274,7 +274,7 @@ def test_heatmap_of_a_word(tiny_pipe):
     with capture(tiny_pipe, ["bear", "photo"]) as maps:
         generate(tiny_pipe)
     heat = maps.heatmap("photo", heads=[3, 50, 100])
-    assert heat.dims == ("y", "x") and heat.shape == (128, 128)
+    assert heat.dims == ("y", "x") and heat.shape == (64, 64)
     assert heat.equals(heatmap(maps.head_maps(), [3, 50, 100], word="photo"))
     assert not heat.equals(maps.heatmap("bear", heads=[3, 50, 100]))
 
@@ -363,7 +363,7 @@ def test_only_some_heads_are_kept(tiny_pipe):
         grid = name[5:]
         same = [full[f"head_{grid}"].values.tolist().index(n) for n in found[f"head_{grid}"].values]
         np.testing.assert_allclose(values, full[name].values[:, :, same], atol=1e-6)
-    assert some.memory(128, 128) == sum(values.nbytes for values in found.data_vars.values())
+    assert some.memory(64, 64) == sum(values.nbytes for values in found.data_vars.values())
     np.testing.assert_allclose(some.heatmap("a"), every.heatmap("a", heads=chosen), atol=1e-5)
     np.testing.assert_allclose(some.heatmap("a", heads=[50]), every.heatmap("a", heads=[50]), atol=1e-5)
     with pytest.raises(ValueError, match=r"heads \[4\] are not in these maps, which hold only \[3, 50, 51, 127\]"):
@@ -374,7 +374,7 @@ def test_only_some_heads_are_kept(tiny_pipe):
 
 def test_only_some_layers_are_listened_to(tiny_pipe):
     with capture(tiny_pipe, ["bear"]) as every, capture(tiny_pipe, ["bear"], layers=[6]) as mid:
-        generate(tiny_pipe)
+        generate(tiny_pipe, height=128, width=128)
         assert count_hooks(tiny_pipe) == 2 + 16 * 5 + 2 + 5
     assert list(mid.head_maps().dataset.data_vars) == ["maps_2x2"]
     np.testing.assert_allclose(mid.head_maps().dataset["maps_2x2"], every.head_maps().dataset["maps_2x2"], atol=1e-6)
@@ -386,9 +386,9 @@ def test_one_map_for_each_timestep(tiny_pipe):
     found = each.head_maps().dataset
     assert found["maps_8x8"].dims == ("image", "word", "call", "head_8x8", "y_8x8", "x_8x8")
     assert found["timestep"].values.tolist() == [667, 334, 334, 1]  # PNDM calls twice at its second
-    assert each.memory(128, 128, images=2, calls=4) == sum(values.nbytes for values in found.data_vars.values())
+    assert each.memory(64, 64, images=2, calls=4) == sum(values.nbytes for values in found.data_vars.values())
     means = mean.head_maps().dataset
-    assert mean.memory(128, 128, images=2) == sum(values.nbytes for values in means.data_vars.values())
+    assert mean.memory(64, 64, images=2) == sum(values.nbytes for values in means.data_vars.values())
     for name, values in means.data_vars.items():
         np.testing.assert_allclose(found[name].mean("call"), values, atol=1e-6)
     np.testing.assert_allclose(each.heatmap("bear"), mean.heatmap("bear"), atol=1e-4)
@@ -569,7 +569,7 @@ def test_layers_that_do_not_use_their_projections_are_listed(tiny_pipe):
 def test_heads_daam_is_the_package_from_its_sums_to_its_picture(tiny_pipe):
     """The arithmetic of daam 0.2.0, restated: `trace.compute_global_heat_map`, then `WordHeatMap.expand_as`."""
     with attention_by_hand(tiny_pipe) as expected, capture(tiny_pipe, ["bear"]) as maps:
-        generate(tiny_pipe, steps=3)
+        generate(tiny_pipe, steps=3, height=128, width=128)
     merged = []
     for layer, attention in zip(maps.heads, expected(), strict=True):
         if layer.block == "mid":

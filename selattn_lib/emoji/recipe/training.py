@@ -31,7 +31,7 @@ def fast_dtype() -> torch.dtype:
         return torch.bfloat16
     seconds = {torch.float32: math.inf, torch.bfloat16: math.inf}
     for dtype in [*seconds] * 10:  # in turns, and the least of ten: other processes disturb
-        matrices = torch.ones(8, 256, 256, dtype=dtype)
+        matrices = torch.ones(4, 128, 128, dtype=dtype)
         start = time.perf_counter()
         matrices @ matrices
         seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
