@@ -19,6 +19,7 @@ import xarray as xr
 import zarr
 from filelock import FileLock
 from toy_study import BATCH, UNITS, Toy
+from tqdm import tqdm
 
 from selattn_lib.studies import store
 from selattn_lib.studies.runner import workers_wanted
@@ -28,7 +29,9 @@ FORK = multiprocessing.get_context("fork")  # starts at once, with all that is i
 
 
 @pytest.fixture
-def toy(tmp_path: Path) -> Toy:
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
+    """Its forks share no lock of progress bars, which one that is killed may hold: the others would wait for ever."""
+    monkeypatch.setattr(tqdm, "_lock", threading.RLock(), raising=False)
     return Toy(tmp_path)
 
 
@@ -69,7 +72,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(toy: Toy, whole: xr
         process.join()
     assert toy.run().identical(whole)
     assert not list(toy.folder.rglob("*.partial")), "what a killed process was writing is cleared away"
-    assert UNITS // BATCH < toy.computed() <= UNITS // BATCH + kills, "one batch in flight for each kill, at most"
+    assert UNITS // BATCH <= toy.computed() <= UNITS // BATCH + kills, "one batch in flight for each kill, at most"
 
 
 def test_two_processes_share_the_work_of_one_study(toy: Toy, whole: xr.Dataset) -> None:
