@@ -7,6 +7,9 @@ DEVICE ?= cpu
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 TOUR := notebooks/00_quick_tour.ipynb
 export SELATTN_RUNS := $(CURDIR)/runs
+# What a tensor leaves is kept for the next: handing it back to the system and taking it again costs a tenth of the time.
+export MALLOC_MMAP_THRESHOLD_ := 33554432
+export MALLOC_TRIM_THRESHOLD_ := 1073741824
 unexport PYTHONDONTWRITEBYTECODE  # many processes of Python are started: each file is compiled for all of them
 
 .PHONY: help env system book print executed notebooks replay lab rehearsal benchmarks lint unit whole check test clean
