@@ -74,7 +74,7 @@ whole: system
 check:  ## lint, types, layers of the library, unit tests (two minutes)
 	@$(MAKE) --no-print-directory -j 2 lint unit
 
-test:  ## all of that, every chapter with small parameters, the book in a browser (a quarter of an hour)
+test:  ## all of that, every chapter with small parameters, the book in a browser (nine minutes)
 	@$(MAKE) --no-print-directory -j 2 lint whole
 
 benchmarks: env  ## measure what capture costs (an idle machine, an hour or two; DEVICE=cuda: a GPU, three minutes)
