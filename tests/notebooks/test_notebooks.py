@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SEGMENTATION = ROOT / "notebooks" / "02_segmentation.ipynb"
 FEW = str(ROOT / "tests" / "support" / "few_concepts.yaml")
-RELEVANCE = {"hrv_images": 2, "hrv_steps": 2}  # counted once for all chapters
-DRAWN = {"steps": 2, "hrv_images": 2, "seeds": 1}
+RELEVANCE = {"hrv_images": 2, "hrv_steps": 1}  # counted once for all chapters
+DRAWN = {"steps": 1, "hrv_images": 2, "seeds": 1}
 QUICK = {**DRAWN, "scenes": 4, "words": ["bear", "cat", "dog", "cow"]}
 SMALL = {  # parameters, and what the chapter then prints
     "01_head_relevance": (RELEVANCE, "concepts x 128 heads"),
@@ -43,7 +43,7 @@ SMALL = {  # parameters, and what the chapter then prints
         "of 10 pictures",
     ),
     "07_controls": ({**QUICK, "draws": 5}, "generated: 4 images"),
-    "08_surface": ({**QUICK, "windows": 2}, "generated: 4 images"),
+    "08_surface": ({**QUICK, "steps": 2, "windows": 2}, "generated: 4 images"),
     "09_beyond_animals": (
         {**DRAWN, **RELEVANCE, "concepts": ["Animals", "Plants"], "scenes": 4, "words_each": 3, "draws": 5},
         "Plants",
@@ -64,12 +64,12 @@ SMALL = {  # parameters, and what the chapter then prints
             "mouse_seeds": 1,
             "word_seeds": 1,
             "word_step": 160,
-            "steps": 2,
+            "steps": 1,
         },
         "2 doses, 16 concepts",
     ),
     "15_which_heads": (
-        {**RELEVANCE, "concepts": ["Animals", "Tools"], "scenes": 4, "words_each": 2, "steps": 2, "draws": 2},
+        {**RELEVANCE, "concepts": ["Animals", "Tools"], "scenes": 4, "words_each": 2, "steps": 1, "draws": 2},
         "emoji-control, generated: 4 pictures, 2 concepts",
     ),
 }
