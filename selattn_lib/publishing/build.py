@@ -25,7 +25,7 @@ def build_book(
 
     `builder`: "html", or "singlehtml" for one page, to be printed. `strict`: warnings are errors. `fresh`: all
     pages are read anew; if not, those that an earlier call for the same `out` has read are taken. Raises SystemExit
-    if Sphinx says what is wrong, and RuntimeError if it breaks down.
+    if it fails, after Jupyter Book has said why.
     """
     if not any(notebooks.glob("*.ipynb")):
         raise FileNotFoundError(f"no notebook in {notebooks}; make some with: selattn run --out {notebooks} ...")
@@ -34,11 +34,14 @@ def build_book(
     try:
         from jupyter_book.cli.main import main as jupyter_book
     except ImportError:
-        raise ImportError("jupyter-book is not installed; it comes with: pip install -e '.[book]'") from None
+        raise FileNotFoundError("jupyter-book is not installed; it comes with: pip install -e '.[book]'") from None
     command = ["build", str(source), "--path-output", str(out), "--builder", builder]
     print("building the book", file=sys.stderr, flush=True)
     command += ["--all"] * fresh + (["-W", "-n", "--keep-going"] if strict else ["-q"])
     with warnings.catch_warnings():  # an extension looks at every object there is, PyTorch's deprecated ones among them
         warnings.simplefilter("ignore", FutureWarning)
-        jupyter_book(command, standalone_mode=False)
+        try:
+            jupyter_book(command, standalone_mode=False)
+        except RuntimeError as error:
+            raise SystemExit(1) from error
     return out / "_build" / builder / "index.html"
