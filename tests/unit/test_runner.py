@@ -64,15 +64,17 @@ def test_a_run_needs_no_torch() -> None:
 
 def test_killed_at_random_moments_it_ends_with_the_same_bits(toy: Toy, whole: xr.Dataset) -> None:
     moments, kills = random.Random(1), 8
-    for _ in range(kills):
+    for kill in range(kills):
         process = FORK.Process(target=toy.run)
         process.start()
+        while kill == 0 and not toy.computed():  # one is in the midst of a batch, however slow the machine
+            time.sleep(0.001)
         process.join(timeout=moments.uniform(0.02, 0.3))
         process.kill()
         process.join()
     assert toy.run().identical(whole)
     assert not list(toy.folder.rglob("*.partial")), "what a killed process was writing is cleared away"
-    assert UNITS // BATCH <= toy.computed() <= UNITS // BATCH + kills, "one batch in flight for each kill, at most"
+    assert UNITS // BATCH < toy.computed() <= UNITS // BATCH + kills, "one batch in flight for each kill, at most"
 
 
 def test_two_processes_share_the_work_of_one_study(toy: Toy, whole: xr.Dataset) -> None:
