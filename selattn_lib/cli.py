@@ -1,5 +1,6 @@
 """The command `selattn`: explain a prompt, run notebooks, build the book, reproduce the paper on another model."""
 
+import gc
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for at in [i for i, text in enumerate(arguments) if text == "-p"][::-1]:  # typer repeats no option of two values
         arguments[at + 1 : at + 3] = ["=".join(arguments[at + 1 : at + 3])]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is cleared away
+    gc.set_threshold(100_000, 50, 50)  # imports and pages are millions of objects that stay: looked through less often
     try:
         typer.main.get_command(app)(arguments, "selattn")
     except SystemExit as end:

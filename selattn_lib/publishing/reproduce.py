@@ -145,7 +145,7 @@ class Reproduction(ReproduceOptions):
             "benchmark": f"{self.words} words x {self.seeds} seeds, {self.seeds} images of the mouse, "
             f"{len(self.animals(3))} to explore",
             "masks": f"by {studies[-1].model_dump()['segmenter']}",
-            "images": f"{images:,} of {self.steps} steps; {there:,} of them are there already",
+            "images": f"{images:,}, each of {self.steps} steps; {there:,} are there already",
             "pictures": f"of {size[0]} x {size[1]} pixels",
             "time": time,
             "memory": f"{memory / 1e9:.1f} GB for the {part}, of {free_memory(device) / 1e9:.1f} GB free; autoencoder, "

@@ -128,6 +128,7 @@ def test_pictures_and_numbers_can_be_saved(tab: Page, tmp_path: Path, kind: str)
     explorer = explorers()[kind]
     explorer.save(tmp_path / "index.html")
     for page in opened(tab, tmp_path):
+        page.evaluate("void (function go() { requestAnimationFrame(go) })()")  # where no frame is due, PNG waits 6 s
         table = list(csv.DictReader(io.StringIO(saved(page, "Save CSV").decode("utf-8-sig"))))
         sheet = Image.open(io.BytesIO(saved(page, "Save PNG")))
     assert sheet.height > 320 and sheet.width == 16 + {"aggregation": 3, "heads": 4, "diagnosis": 6}[kind] * 336

@@ -63,7 +63,7 @@ SMALL = {  # parameters, and what the chapter then prints
             "mice": 2,
             "mouse_seeds": 1,
             "word_seeds": 1,
-            "word_step": 160,
+            "word_step": 166,
             "steps": 1,
         },
         "2 doses, 16 concepts",

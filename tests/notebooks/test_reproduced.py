@@ -63,4 +63,4 @@ def test_a_second_run_computes_nothing(
     assert cli.main(arguments) == 0
     said = capsys.readouterr()
     assert said.err.count("is current, not run again") == len(CHAPTERS)
-    assert "5 of 2 steps; 5 of them are there already" in " ".join(said.out.split())
+    assert "5, each of 2 steps; 5 are there already" in " ".join(said.out.split())

@@ -1,6 +1,7 @@
 """The package as a whole: its public names, and what importing it costs."""
 
 import ast
+import gc
 import importlib
 import inspect
 import tokenize
@@ -29,6 +30,18 @@ def test_every_public_name_resolves(name: str) -> None:
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="nosuch"):
         sa.nosuch  # noqa: B018
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_a_name_that_is_looked_up_leaves_the_collector_of_garbage_as_it_was(collects: bool) -> None:
+    try:
+        (gc.enable if collects else gc.disable)()
+        assert sa.capture is not None
+        with pytest.raises(AttributeError):
+            sa.nosuch  # noqa: B018
+        assert gc.isenabled() == collects
+    finally:
+        gc.enable()
 
 
 def imported(path: Path) -> list[tuple[str, list[str], bool]]:
