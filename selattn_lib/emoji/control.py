@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+EMBEDDED, CONTROL = "emoji-sd", "emoji-control"
 PLANTED = Path(__file__).parent / "planted"
-
-
 DELTA = PLANTED / "delta.safetensors"
 
 

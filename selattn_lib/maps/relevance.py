@@ -4,7 +4,6 @@ While any images are generated, every head votes, at every call of the UNet, for
 at random, receives most of its attention. A concept's relevance vector is its share of the votes.
 """
 
-import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -18,14 +17,11 @@ import xarray as xr
 from scipy.cluster.hierarchy import leaves_list, linkage
 
 from ..concepts import load_concepts
-from ..emoji.control import PLANTED
-from ..models.families import FAMILIES
-from ..models.pipelines import CONTROL, EMBEDDED
+from ..emoji.control import CONTROL, EMBEDDED, PLANTED
+from ..models.head_names import BLOCKS, HEAD_NAME
 from .head_sets import first_heads
 
 SHIPPED = {EMBEDDED: PLANTED.parent / "hrv.npz", CONTROL: PLANTED / "hrv.npz"}
-BLOCKS = list(dict.fromkeys(block for family in FAMILIES for block in family.blocks))
-HEAD_NAME = re.compile(rf"({'|'.join(BLOCKS)}), layer: (\d+), head: (\d+)")
 
 
 @dataclass(frozen=True)

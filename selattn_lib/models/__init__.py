@@ -6,7 +6,8 @@ import lazy_loader  # type: ignore[import-untyped]
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "heads": ["cross_attention_heads", "head_table"],
+        "head_names": ["head_table"],
+        "heads": ["cross_attention_heads"],
         "pipelines": [
             "at_dose",
             "dose_of",

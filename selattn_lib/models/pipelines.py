@@ -21,7 +21,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from huggingface_hub.errors import GatedRepoError
 
 from ..concepts import did_you_mean
-from ..emoji.control import add_control
+from ..emoji.control import CONTROL, EMBEDDED, add_control
 from .families import FAMILIES, Family, find_family
 
 HUB = {
@@ -32,8 +32,6 @@ HUB = {
 }
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-
-EMBEDDED, CONTROL = "emoji-sd", "emoji-control"
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -13,7 +13,7 @@ import pandas as pd
 import selattn_lib as sa
 from selattn_lib import evaluation
 from selattn_lib.emoji.control import planted_heads
-from selattn_lib.models.heads import head_table
+from selattn_lib.models.head_names import head_table
 
 OUT = Path(__file__).parents[2] / "book/published_numbers.md"
 CONCEPT, OTHER, K = "Animals", "Electronics", 30

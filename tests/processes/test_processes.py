@@ -35,6 +35,8 @@ cli.main(["--help"])
 heavy = {HEAVY} & set(sys.modules)
 import selattn_lib.publishing.notebooks, selattn_lib.studies.parameters
 heavy |= {HEAVY} & set(sys.modules) - {{"nbformat"}}
+import selattn_lib.evaluation, selattn_lib.figures, selattn_lib.maps
+heavy |= {{"diffusers"}} & set(sys.modules)  # saved maps are read, scored and shown without it
 sa.load_pipeline("emoji-sd", device="cpu")
 said = []
 print("hub", file=sys.stderr)

@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 from diffusers import UNet2DConditionModel
 
+from selattn_lib.models.families import FAMILIES
+from selattn_lib.models.head_names import BLOCKS
 from selattn_lib.models.heads import cross_attention_heads
 
 
@@ -17,6 +19,11 @@ def test_sd_v1_has_128_heads_in_the_published_order(tiny_pipe):
     assert heads.names[0] == "down, layer: 0, head: 0"
     assert heads.names[48] == "mid, layer: 0, head: 0"
     assert heads.names[-1] == "up, layer: 8, head: 7"
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: type(family).__name__)
+def test_the_blocks_of_a_family_are_known_and_in_its_order(family):
+    assert [block for block in BLOCKS if block in family.blocks] == [*family.blocks]
 
 
 def test_arrays_agree_with_the_names(tiny_pipe):
