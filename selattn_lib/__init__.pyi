@@ -34,7 +34,7 @@ from .maps.head_maps import heatmap as heatmap
 from .maps.head_sets import first_heads as first_heads
 from .maps.relevance import HeadRelevance as HeadRelevance
 from .maps.relevance import load_hrv as load_hrv
-from .models.heads import cross_attention_heads as cross_attention_heads
+from .models.families import cross_attention_heads as cross_attention_heads
 from .models.pipelines import load_pipeline as load_pipeline
 from .models.segmenters import load_segmenter as load_segmenter
 from .models.supported import supported_models as supported_models

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
-from ..models.families import FAMILIES, CrossAttention, find_family
-from ..models.heads import cross_attention_heads
+from ..models.families import FAMILIES, CrossAttention, cross_attention_heads, find_family
 from ..models.tokens import Prompt
 from .trace import Generation, Trace
 

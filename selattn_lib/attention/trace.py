@@ -17,8 +17,7 @@ from typing import Any, Self
 
 import torch
 
-from ..models.families import Outputs, Sizes, find_family
-from ..models.heads import cross_attention_heads
+from ..models.families import Outputs, Sizes, cross_attention_heads, find_family
 from ..models.tokens import Prompt
 from .pipeline_calls import PipelineCall, pipeline_calls
 from .proof import is_exact

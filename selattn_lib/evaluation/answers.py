@@ -261,10 +261,13 @@ def weakened(presence: Mapping[tuple[str, str, int], xr.Dataset], concept: str, 
 
 
 def pays_from(gains: Mapping[float, Interval]) -> str:
-    """From which dose on, of those looked at, the 95 % interval of a gain is above 0: "clear from a dose of 0.5 on"."""
+    """Where, of the doses looked at, the 95 % interval of a gain is above 0: "a clear gain from a dose of 0.5 on"."""
     doses = sorted(gains)
     paying = [dose for i, dose in enumerate(doses) if all(gains[d].low > 0 for d in doses[i:])]
-    return f"clear from a dose of {paying[0]:g} on" if paying else "clear at none of the doses"
+    if paying:
+        return f"a clear gain from a dose of {paying[0]:g} on"
+    losing = all(gain.high < 0 for gain in gains.values())
+    return "a clear loss at every dose" if losing else "a clear gain at none of the doses"
 
 
 def planted_heads_answer(

@@ -110,7 +110,7 @@ def folds(groups: Any) -> list[np.ndarray]:
 
 
 def oracle_ious(maps: HeadMaps, single: xr.DataArray, ks: Sequence[int], *, groups: Any = None) -> xr.DataArray:
-    """IoU of the best k heads, a ceiling to aim for: it has seen true masks, which head relevance has not.
+    """IoU of the k heads whose own maps fit true masks best, which head relevance has not seen.
 
     Heads are ranked by their own IoU on one half of the images and scored on the other half, and the reverse.
 

@@ -21,7 +21,7 @@ from ..maps.head_maps import HeadMaps
 from ..maps.head_sets import HeadSelection
 from ..maps.overlay import data_uri, overlay
 from ..maps.relevance import HeadRelevance
-from ..models.head_names import head_table
+from ..models.heads import head_table
 from .items import Item, items_of, pack_maps, unpacked
 from .page import page_of
 from .view import THRESHOLDS, ExplorerView

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from scipy.stats import rankdata
 
-from ..models.head_names import head_table
+from ..models.heads import head_table
 from .theme import BLOCK_COLOURS, COLOURS, FAINT, INK, expect_dims, finish, rounded
 
 

@@ -18,7 +18,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 
 from ..concepts import load_concepts
 from ..emoji.control import CONTROL, EMBEDDED, PLANTED
-from ..models.head_names import BLOCKS, HEAD_NAME
+from ..models.heads import BLOCKS, HEAD_NAME
 from .head_sets import first_heads
 
 SHIPPED = {EMBEDDED: PLANTED.parent / "hrv.npz", CONTROL: PLANTED / "hrv.npz"}

@@ -6,8 +6,8 @@ import lazy_loader  # type: ignore[import-untyped]
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "head_names": ["head_table"],
-        "heads": ["cross_attention_heads"],
+        "families": ["cross_attention_heads"],
+        "heads": ["head_table"],
         "pipelines": [
             "at_dose",
             "dose_of",

@@ -1,13 +1,18 @@
-"""The heads of a model that attend to the text, and the one order in which everything here numbers them."""
+"""The heads of a model that attend to the text, and the one order in which everything here numbers them.
 
+Needs no diffusers, which takes seconds to import: saved maps are read, scored and shown without it.
+"""
+
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from .families import find_family
+BLOCKS = ("down", "mid", "up", "cross", "joint", "double", "single")  # in the order in which heads are numbered
+HEAD_NAME = re.compile(rf"({'|'.join(BLOCKS)}), layer: (\d+), head: (\d+)")
 
 
 @dataclass(frozen=True)
@@ -71,51 +76,35 @@ class Heads:
         return {"head": self.names, **{name: ("head", values) for name, values in along.items()}}
 
 
-def cross_attention_heads(pipe_or_network: Any) -> Heads:
-    """List the heads that attend to the text.
+def head_table(heads: Any) -> pd.DataFrame:
+    """Where heads are, as a table.
 
     Parameters
     ----------
-    pipe_or_network : DiffusionPipeline, or its UNet or transformer
-        Of a family in `selattn_lib.models.families`.
+    heads : sequence of str, or Heads
+        Names such as "down, layer: 0, head: 3".
 
     Returns
     -------
-    Heads
-        In the one order in which everything here numbers them.
+    pandas.DataFrame
+        One row a head: block, layer, head, name, and `row`, the number of the layer among all.
 
     Raises
     ------
     ValueError
-        If the model is of no such family, if it is compiled, if it has no such layer, or if any of those layers
-        computes its attention in a way that capture does not reproduce (all such layers are listed).
+        On a name of another form.
 
     Examples
     --------
-    >>> from selattn_lib.models.pipelines import network_layout
-    >>> len(cross_attention_heads(network_layout("sd14")))
-    128
+    >>> head_table(["down, layer: 0, head: 3"])["head"].tolist()
+    [3]
     """
-    family, network = find_family(pipe_or_network)
-    attentions = list(family.find(network))
-    problems = [f"{layer.name}: {problem}" for layer in attentions if (problem := family.problem(layer))]
-    problems += [
-        f"{name or type(network).__name__}: is compiled, which leaves out what listens to it"
-        for name, module in network.named_modules()
-        if module._compiled_call_impl is not None
-    ]
-    if problems:
-        raise ValueError(
-            "These cross-attention layers cannot be captured; load the model without what is named here:\n  "
-            + "\n  ".join(problems)
-        )
-    if not attentions:
-        raise ValueError(f"{type(network).__name__} has no cross-attention; a text-to-image network is needed.")
-    by_block = [[layer for layer in attentions if layer.block == block] for block in family.blocks]
-    listed = [(i, layer) for members in by_block for i, layer in enumerate(members)]
-    firsts = accumulate((layer.attention.heads for _, layer in listed), initial=0)
-    layers = (
-        Layer(layer.name, layer.block, i, layer.attention.heads, first, layer.stride)
-        for (i, layer), first in zip(listed, firsts, strict=False)
-    )
-    return Heads(tuple(layers))
+    names = [str(name) for name in getattr(heads, "names", heads)]
+    matches = [HEAD_NAME.fullmatch(name) for name in names]
+    if wrong := [name for name, match in zip(names, matches, strict=True) if match is None]:
+        raise ValueError(f"{wrong[0]!r} is no head's name; names such as 'down, layer: 0, head: 3' are expected.")
+    table = pd.DataFrame([match.groups() for match in matches if match], columns=["block", "layer", "head"])
+    table[["layer", "head"]] = table[["layer", "head"]].astype(int)
+    table["name"] = names
+    table["row"] = table.groupby(["block", "layer"], sort=False).ngroup()
+    return table

@@ -5,8 +5,7 @@ from functools import cache
 import pandas as pd
 import torch
 
-from .families import FAMILIES, REFUSED, Family
-from .heads import cross_attention_heads
+from .families import FAMILIES, REFUSED, Family, cross_attention_heads
 
 DOES = ["maps", "per_head", "relevance", "selection", "video"]
 

@@ -21,8 +21,7 @@ from nbformat.v4 import new_markdown_cell
 from tqdm import tqdm
 
 from ..concepts import benchmark_words
-from ..models.families import check_scored, find_family
-from ..models.heads import cross_attention_heads
+from ..models.families import check_scored, cross_attention_heads, find_family
 from ..models.pipelines import DTYPES, check_draws_pictures, latent_side, model_source, network_layout, pick_device
 from ..studies.base import StudyBase, concepts_of, is_lack_of_memory, runs_folder
 from ..studies.generated import DiagnosisStudy, Study

@@ -6,7 +6,7 @@ from typing import Any
 from ..concepts import benchmark_words, check_concept, read_lines
 from ..emoji.art import glyphs
 from ..maps.relevance import load_hrv
-from ..models.heads import cross_attention_heads
+from ..models.families import cross_attention_heads
 from ..models.pipelines import CONTROL, EMBEDDED, network_layout
 from .base import concepts_of
 from .generated import DiagnosisStudy, Study

@@ -14,8 +14,7 @@ from tqdm import tqdm
 from ..attention.capture import capture
 from ..attention.scaling import scaled_heads
 from ..concepts import check_concept
-from ..models.families import find_family
-from ..models.heads import cross_attention_heads
+from ..models.families import cross_attention_heads, find_family
 from ..models.pipelines import EMBEDDED, in_embedded_world, model_source, network_layout, pick_device
 from ..models.segmenters import MEANINGS, Segmenter, check_instances, check_segmenter, load_segmenter, looked_for
 from .base import ConceptStudy, HeadMapStudy, check_template, pixels_variable, stored_precision

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ..attention.scoring import score_heads
 from ..concepts import read_lines
 from ..maps.relevance import SHIPPED, HeadRelevance, load_hrv
-from ..models.heads import cross_attention_heads
+from ..models.families import cross_attention_heads
 from ..models.pipelines import EMBEDDED, in_embedded_world, network_layout
 from .base import StudyBase
 from .generated import generate

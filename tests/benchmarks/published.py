@@ -13,7 +13,7 @@ import pandas as pd
 import selattn_lib as sa
 from selattn_lib import evaluation
 from selattn_lib.emoji.control import planted_heads
-from selattn_lib.models.head_names import head_table
+from selattn_lib.models.heads import head_table
 
 OUT = Path(__file__).parents[2] / "book/published_numbers.md"
 CONCEPT, OTHER, K = "Animals", "Electronics", 30
@@ -53,6 +53,7 @@ def lines(relevance: sa.HeadRelevance) -> Iterator[str]:
     for place, row in table.iterrows():
         yield f"| {place[0]} {place[1]} | {row[CONCEPT]} | {row[OTHER]} | {row['both']} |"
     last, down, both = in_last_layers(table), table.loc["down"].sum(), table["both"].sum()
+    there = "all" if last["both"] == both else last["both"]
     won = winners(relevance)
     most = ", ".join(f"*{name}*" for name in sorted(won.index[won == won.max()]))
     tied = " and ".join(f"*{concept}*" for concept in (CONCEPT, OTHER) if is_tied(relevance, concept))
@@ -60,7 +61,7 @@ def lines(relevance: sa.HeadRelevance) -> Iterator[str]:
     yield f"""Of the {K} heads for *{CONCEPT}*, {last[CONCEPT]} are in the last three layers of the up blocks, and
 {down[CONCEPT]} in the down blocks.
 Of the {K} heads for *{OTHER}*, {last[OTHER]} are in the former and {down[OTHER]} in the latter."""
-    yield f"""The two concepts share {both} of their {K} heads, {last["both"]} of them in the last three layers.
+    yield f"""The two concepts share {both} of their {K} heads, {there} of them in the last three layers.
 Two sets of {K} drawn from {heads} at random would share {K**2 / heads:.1f}."""
     yield f"""Of the {relevance.scores.sizes["concept"]} concepts, {len(won)} rank first for at least one head:
 {most} have {won.max()} each, *{CONCEPT}* has {won.get(CONCEPT, 0)} and *{OTHER}* has {won.get(OTHER, 0)}."""

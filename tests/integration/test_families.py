@@ -26,8 +26,7 @@ from tiny_sd import generate
 from selattn_lib.attention.capture import capture
 from selattn_lib.attention.scoring import RelevanceCounter, score_heads
 from selattn_lib.models.families import FAMILIES as FAMILY_CLASSES
-from selattn_lib.models.families import find_family
-from selattn_lib.models.heads import cross_attention_heads
+from selattn_lib.models.families import cross_attention_heads, find_family
 from selattn_lib.models.pipelines import network_layout
 from selattn_lib.models.supported import supported_models
 from selattn_lib.models.tokens import Tokens, find_word

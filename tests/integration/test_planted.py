@@ -13,7 +13,7 @@ from selattn_lib.emoji.control import DELTA, PLANTED, planted_heads
 from selattn_lib.emoji.segmenter import CONCEPTS
 from selattn_lib.explorers.workbench import Workbench
 from selattn_lib.maps.relevance import load_hrv
-from selattn_lib.models.heads import cross_attention_heads
+from selattn_lib.models.families import cross_attention_heads
 from selattn_lib.models.pipelines import (
     at_dose,
     dose_of,

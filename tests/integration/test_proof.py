@@ -13,7 +13,7 @@ from tiny_sd import build_pipeline, count_hooks, generate
 from selattn_lib.attention.capture import capture
 from selattn_lib.attention.proof import is_exact
 from selattn_lib.attention.scaling import scaled_heads
-from selattn_lib.models.heads import cross_attention_heads
+from selattn_lib.models.families import cross_attention_heads
 
 FIRST = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
 PROMPT = "a bear and a cat"  # "bear" is token 2

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import tiny_families
 
-from selattn_lib.models.families import find_family
-from selattn_lib.models.heads import cross_attention_heads
+from selattn_lib.models.families import cross_attention_heads, find_family
 from selattn_lib.publishing.reproduce import Reproduction
 from selattn_lib.studies import base
 from selattn_lib.studies.relevance import RelevanceStudy

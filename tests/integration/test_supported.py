@@ -11,8 +11,7 @@ from tiny_families import TINY, build, processors_of_models
 
 from selattn_lib.attention.capture import capture
 from selattn_lib.attention.scoring import score_heads
-from selattn_lib.models.families import find_family
-from selattn_lib.models.heads import cross_attention_heads
+from selattn_lib.models.families import cross_attention_heads, find_family
 from selattn_lib.models.supported import supported_models
 
 CONCEPTS = {"Animals": ["bear", "cat"], "Things": ["desk", "lamp"]}

@@ -22,8 +22,7 @@ from selattn_lib.explorers.heads import HeadExplorer
 from selattn_lib.figures.pictures import compare_maps
 from selattn_lib.maps.consensus import consensus
 from selattn_lib.maps.head_maps import HeadMaps
-from selattn_lib.models.families import find_family
-from selattn_lib.models.heads import cross_attention_heads
+from selattn_lib.models.families import cross_attention_heads, find_family
 from selattn_lib.models.pipelines import check_draws_pictures, load_pipeline, network_layout
 from selattn_lib.studies.relevance import RelevanceStudy
 from selattn_lib.studies.store import Store

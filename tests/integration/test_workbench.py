@@ -14,7 +14,7 @@ from PIL import Image
 
 from selattn_lib.explorers.workbench import Workbench
 from selattn_lib.maps.relevance import HeadRelevance
-from selattn_lib.models.heads import cross_attention_heads
+from selattn_lib.models.families import cross_attention_heads
 
 KINDS = ("overlay", "map", "mask")
 

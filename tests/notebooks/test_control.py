@@ -22,7 +22,7 @@ from selattn_lib.emoji.recipe.control import (
 )
 from selattn_lib.emoji.scenes import AMBIGUOUS
 from selattn_lib.emoji.segmenter import CONCEPTS
-from selattn_lib.models.heads import cross_attention_heads
+from selattn_lib.models.families import cross_attention_heads
 from selattn_lib.models.pipelines import load_pipeline, network_layout
 
 LEFT, RIGHT = [1.0, 1, 0, 0], [0, 0, 1.0, 1]  # a picture of 2 x 2 pixels, a row after the other

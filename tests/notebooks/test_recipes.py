@@ -13,7 +13,7 @@ from tiny_families import build_sdxl
 from voc import voc
 
 from selattn_lib.concepts import load_concepts
-from selattn_lib.models.heads import cross_attention_heads
+from selattn_lib.models.families import cross_attention_heads
 
 PAGE = (Path(__file__).parents[2] / "book" / "recipes.md").read_text(encoding="utf-8")
 CODE = dict(re.findall(r"^## (.+?)\n.*?^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 
 from selattn_lib.attention.capture import Capture, capture
-from selattn_lib.models.families import find_family
-from selattn_lib.models.heads import cross_attention_heads
+from selattn_lib.models.families import cross_attention_heads, find_family
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from tiny_sd import count_hooks, generate
 from selattn_lib.attention.capture import capture
 from selattn_lib.attention.scoring import score_heads
 from selattn_lib.maps.head_maps import heatmap
-from selattn_lib.models.heads import cross_attention_heads
+from selattn_lib.models.families import cross_attention_heads
 
 
 class ByHand:

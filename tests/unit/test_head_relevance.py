@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from selattn_lib.maps.relevance import HeadRelevance, concentration, concept_similarity, load_hrv, relevance_orders
-from selattn_lib.models.heads import cross_attention_heads
+from selattn_lib.models.families import cross_attention_heads
 
 
 @pytest.fixture

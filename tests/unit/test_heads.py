@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 from diffusers import UNet2DConditionModel
 
-from selattn_lib.models.families import FAMILIES
-from selattn_lib.models.head_names import BLOCKS
-from selattn_lib.models.heads import cross_attention_heads
+from selattn_lib.models.families import FAMILIES, cross_attention_heads
+from selattn_lib.models.heads import BLOCKS
 
 
 def test_sd_v1_has_128_heads_in_the_published_order(tiny_pipe):

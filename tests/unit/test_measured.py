@@ -22,7 +22,7 @@ GIVEN = {
     " 1.6 27",  # what words cost: test_words_cost.py
     "book/published.md": "128 2,100 24 30 34 64 8",
     "book/recipes.md": "1,300 128 20 30 304 34",
-    "book/references.md": "0 0.002 0.05 1,024 2 50 95",
+    "book/references.md": "0 0.002 0.05 1,024 2 20 50 95",
     "book/rerun.md": "0 1 2 5 7 8 11 12 13 1,000 1,100 1,300 10 100 113 128 15 2,100 2,213 3 34 363 50 7.5",
     "book/scale.md": "10 100 20 34 34,000 60",
 }

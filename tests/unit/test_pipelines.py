@@ -17,7 +17,7 @@ from selattn_lib.concepts import load_concepts
 from selattn_lib.emoji.scenes import HELD_OUT, compose
 from selattn_lib.maps.relevance import load_hrv
 from selattn_lib.models import pipelines
-from selattn_lib.models.heads import cross_attention_heads
+from selattn_lib.models.families import cross_attention_heads
 from selattn_lib.models.pipelines import default_dtype, load_pipeline, model_source, network_layout, pick_device
 from selattn_lib.models.segmenters import load_segmenter
 from selattn_lib.studies.generated import Study, generate

@@ -9,7 +9,7 @@ from tiny_sd import count_hooks, generate
 
 from selattn_lib.attention.capture import capture
 from selattn_lib.attention.scaling import scaled_heads
-from selattn_lib.models.heads import cross_attention_heads
+from selattn_lib.models.families import cross_attention_heads
 
 
 def test_scale_1_changes_no_bit_and_nothing_stays_behind(tiny_pipe):

@@ -6,7 +6,7 @@ from tiny_sd import build_pipeline, count_hooks, generate
 
 from selattn_lib.attention.capture import capture
 from selattn_lib.attention.scoring import score_heads
-from selattn_lib.models.heads import cross_attention_heads
+from selattn_lib.models.families import cross_attention_heads
 
 CONCEPTS = {"Animals": ["bear", "cat", "dogdesk"], "Things": ["desk", "oak tree"], "Colours": ["blue"]}
 

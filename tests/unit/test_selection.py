@@ -154,19 +154,20 @@ def test_found_is_the_share_of_planted_heads_among_the_first_of_a_ranking() -> N
 
 
 def test_selecting_pays_from_the_dose_from_which_on_every_interval_is_above_0() -> None:
-    up, none = Interval(0.1, 0.05, 0.15), Interval(0.1, -0.05, 0.2)
-    assert answers.pays_from({0: none, 0.5: up, 1: up}) == "clear from a dose of 0.5 on"
-    assert answers.pays_from({0: up, 0.5: none, 1: up}) == "clear from a dose of 1 on"
-    assert answers.pays_from({0: up, 1: none}) == "clear at none of the doses"
+    up, none, down = Interval(0.1, 0.05, 0.15), Interval(0.1, -0.05, 0.2), Interval(-0.1, -0.2, -0.05)
+    assert answers.pays_from({0: none, 0.5: up, 1: up}) == "a clear gain from a dose of 0.5 on"
+    assert answers.pays_from({0: up, 0.5: none, 1: up}) == "a clear gain from a dose of 1 on"
+    assert answers.pays_from({0: up, 1: none}) == "a clear gain at none of the doses"
+    assert answers.pays_from({0: down, 1: down}) == "a clear loss at every dose"
     shares = Interval(0.9, 0.8, 1.0)
     gains = {"planted": {0: none, 1: up}, "first 30": {0: none, 1: none}}
     said = answers.planted_heads_answer(shares, gains, few=4, n_heads=128)
     assert said.startswith("head relevance finds them: a share of 0.900 [0.800, 1.000] of the 4 heads planted for a")
     assert (
-        "over all heads is, with planted 0.100 [0.050, 0.150], clear from a dose of 1 on; with first 30 0.100 [-0"
+        "all heads is, with planted 0.100 [0.050, 0.150], a clear gain from a dose of 1 on; with first 30 0.100 [-0"
         in said
     )
-    assert said.endswith("clear at none of the doses.")
+    assert said.endswith("a clear gain at none of the doses.")
     assert "does not find" in answers.planted_heads_answer(none, gains, few=4, n_heads=128)
 
 

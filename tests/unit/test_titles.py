@@ -30,7 +30,7 @@ FOUND = [
       for concept in CONCEPTS],
     ("10_diagnosis_measured", "do not tell", "unclear", "10_diagnosis_measured; all words [95 %]; attention ratio",
      "0.5"),
-    ("11_weakening", "need the least relevant heads more", "above",
+    ("11_weakening", "lose more without the 50 least relevant heads", "above",
      "11_weakening; most less least relevant; score; 50; Animals", "0"),
     ("12_ceiling", "do not beat", "below unclear", "12_ceiling; less all heads; oracle, 30", "0"),
     ("14_planted_heads", "finds", "above", "14_planted_heads; precision among the first 4; HRV, as in the text",

@@ -25,7 +25,8 @@ from torch import nn
 from tqdm import tqdm
 from transformers import CLIPTextModel
 
-from ...models.heads import Layer, cross_attention_heads
+from ...models.families import cross_attention_heads
+from ...models.heads import Layer
 from ...models.pipelines import load_pipeline
 from ...models.tokens import Tokens, find_word
 from ..control import PLANTED

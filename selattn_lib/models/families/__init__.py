@@ -6,8 +6,10 @@ of `Family` in `cross`, in `joint` or in `video`, add it to `FAMILIES`, and add 
 `tests/support/tiny_families.py`, whose tests it must pass.
 """
 
+from itertools import accumulate
 from typing import Any
 
+from ..heads import Heads, Layer
 from .alone import through_block
 from .base import Call, Family, Model, Outputs, QueryKey, Sizes, Text, TextAttention, split_heads
 from .cross import CrossAttention, HunyuanDiT, PixArt, Sana, UNet
@@ -56,3 +58,53 @@ def find_family(pipe_or_network: Any) -> tuple[Family, Any]:
         f"{type(pipe_or_network).__name__} has no UNet or transformer of a known kind (it has: {has}); the pipeline of "
         f"a {known} is needed, or the network itself, not compiled."
     )
+
+
+def cross_attention_heads(pipe_or_network: Any) -> Heads:
+    """List the heads that attend to the text.
+
+    Parameters
+    ----------
+    pipe_or_network : DiffusionPipeline, or its UNet or transformer
+        Of a family in `selattn_lib.models.families`.
+
+    Returns
+    -------
+    Heads
+        In the one order in which everything here numbers them.
+
+    Raises
+    ------
+    ValueError
+        If the model is of no such family, if it is compiled, if it has no such layer, or if any of those layers
+        computes its attention in a way that capture does not reproduce (all such layers are listed).
+
+    Examples
+    --------
+    >>> from selattn_lib.models.pipelines import network_layout
+    >>> len(cross_attention_heads(network_layout("sd14")))
+    128
+    """
+    family, network = find_family(pipe_or_network)
+    attentions = list(family.find(network))
+    problems = [f"{layer.name}: {problem}" for layer in attentions if (problem := family.problem(layer))]
+    problems += [
+        f"{name or type(network).__name__}: is compiled, which leaves out what listens to it"
+        for name, module in network.named_modules()
+        if module._compiled_call_impl is not None
+    ]
+    if problems:
+        raise ValueError(
+            "These cross-attention layers cannot be captured; load the model without what is named here:\n  "
+            + "\n  ".join(problems)
+        )
+    if not attentions:
+        raise ValueError(f"{type(network).__name__} has no cross-attention; a text-to-image network is needed.")
+    by_block = [[layer for layer in attentions if layer.block == block] for block in family.blocks]
+    listed = [(i, layer) for members in by_block for i, layer in enumerate(members)]
+    firsts = accumulate((layer.attention.heads for _, layer in listed), initial=0)
+    layers = (
+        Layer(layer.name, layer.block, i, layer.attention.heads, first, layer.stride)
+        for (i, layer), first in zip(listed, firsts, strict=False)
+    )
+    return Heads(tuple(layers))
