@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -59,6 +59,12 @@ class Capture(Trace):
         self._per_timestep, self._verify = per_timestep, verify
         self._image_words: list[list[str]] = []
         self._records: list[Record] = []
+
+    if not TYPE_CHECKING:  # which would then let every name pass
+
+        def __getattr__(self, name: str) -> Any:
+            there = f"; what `head_maps()` of it gives has {name!r}" if hasattr(HeadMaps, name) else ""
+            raise AttributeError(f"A capture has no {name!r}{there}.", name=name, obj=self)
 
     def _choose(self, heads: Numbers, layers: Numbers) -> dict[int, list[int]]:
         if heads is not None and layers is not None:

@@ -11,6 +11,7 @@ from tiny_sd import count_hooks, generate
 
 from selattn_lib.attention.capture import capture
 from selattn_lib.attention.scoring import score_heads
+from selattn_lib.maps.consensus import finest_heads
 from selattn_lib.maps.head_maps import heatmap
 from selattn_lib.models.families import cross_attention_heads
 
@@ -351,6 +352,13 @@ def test_a_word_is_found_whole_in_any_case_and_as_its_nth_occurrence(tiny_pipe):
         with pytest.raises(ValueError, match=rf"'{word}' is not in the prompt: 'cat' occurs 2"):
             with capture(tiny_pipe, word):
                 generate(tiny_pipe, prompt)
+
+
+def test_what_only_head_maps_have_is_asked_of_them(tiny_pipe):
+    with capture(tiny_pipe, ["bear"]) as maps, pytest.raises(AttributeError, match=r"no 'grids'; .*`head_maps\(\)`"):
+        finest_heads(maps)
+    with pytest.raises(AttributeError, match=r"no 'nosuch'\.$"):
+        maps.nosuch  # noqa: B018
 
 
 def test_only_some_heads_are_kept(tiny_pipe):
