@@ -16,7 +16,7 @@ import xarray as xr
 from diffusers import DiffusionPipeline
 
 from ..maps.head_maps import HeadMaps
-from ..maps.head_sets import HeadSelection
+from ..maps.head_sets import HeadSelection, whole_numbers
 from ..models.families import Outputs
 from ..models.tokens import word_weights
 from .proof import differs, is_exact, is_torchs_own
@@ -71,7 +71,7 @@ class Capture(Trace):
             raise ValueError("Both heads and layers were given; give the numbers of one kind.")
         kind, chosen = ("layers", layers) if heads is None else ("heads", heads)
         total = len(self.heads.layers) if heads is None else len(self.heads)
-        numbers = set(range(total)) if chosen is None else {int(number) for number in chosen}
+        numbers = set(range(total)) if chosen is None else set(whole_numbers(chosen, kind).tolist())
         if not numbers or not numbers <= set(range(total)):
             raise ValueError(f"{kind}={chosen!r}: expected some of the model's {kind}, numbers from 0 to {total - 1}.")
         in_layer = {

@@ -25,13 +25,15 @@ class Reading:
     """One call of the network that counts: the rows that draw the pictures, in order, and what each of them read.
 
     `prompts` has None for a text whose tokens are not known, `n_prompts` says how many prompts there are where the
-    pipeline knows it (several pictures may have the same), `new` that a batch of pictures begins.
+    pipeline knows it (several pictures may have the same), `new` that a batch of pictures begins, `sure` that the rows
+    are not those of negative prompts that say the same, which show the same attention.
     """
 
     rows: slice | torch.Tensor
     prompts: list[Prompt | None]
     n_prompts: int | None
     new: bool
+    sure: bool
 
 
 @dataclass
@@ -105,7 +107,12 @@ class Rows:
             if chosen == "stray":
                 self._check_strays(call, counts=False)
             return None
-        rows, prompts, keys = chosen
+        rows, prompts, keys, sure = chosen
+        if not sure and self.call is not None and self.call.arguments.get("guess_mode"):
+            raise ValueError(
+                "With guess_mode=True and a negative prompt that says what the prompt says, which row is whose is not "
+                "clear: give another negative prompt."
+            )
         if self.call is not None and self._keys not in (None, keys) and _equal(self._last, call.sample):
             raise ValueError(
                 "The network is shown the same latents with two texts, and which is the prompt is not clear."
@@ -118,15 +125,16 @@ class Rows:
         picked = slice(rows[0], rows[-1] + 1)
         if rows != list(range(rows[0], rows[-1] + 1)):
             picked = torch.tensor(rows, device=call.sample.device)  # type: ignore[assignment]
-        return Reading(picked, prompts, self.call.n_prompts if self.call else None, new)
+        return Reading(picked, prompts, self.call.n_prompts if self.call else None, new, sure)
 
     def check_strays(self) -> None:
         """ValueError if the last latents were shown with texts that are not the prompt's only."""
         if self._stray is not None:
             raise ValueError(f"The network was not shown what the model makes of {self._asked()} to the end.")
 
-    def _choose(self, call: Call) -> tuple[list[int], list[Prompt | None], list] | str:
-        """The rows that draw the pictures, what they read, and what tells texts apart; or "negative", or "stray"."""
+    def _choose(self, call: Call) -> tuple[list[int], list[Prompt | None], list, bool] | str:
+        """The rows that draw the pictures, what they read, what tells texts apart, and whether no negative prompt could
+        be taken for a prompt; or "negative", or "stray"."""
         sums = Sums(call.text)
         prompts = [self._embeddings.decipher(sums, row) for row in range(len(call.text))]
         mine = self._prompt_rows(sums, prompts)
@@ -153,9 +161,9 @@ class Rows:
         else:
             rows = self._alone(call, sums, prompts, others)
         if self.given and self._blind:
-            return rows, self._by_position(len(rows), call.text.shape[1]), [None] * len(rows)
+            return rows, self._by_position(len(rows), call.text.shape[1]), [None] * len(rows), True
         keys = [sums.key(row) if prompts[row] is None else read_ids(prompts[row]) for row in rows]
-        return rows, [prompts[row] for row in rows], keys
+        return rows, [prompts[row] for row in rows], keys, self._are_prompts(call, sums, prompts, rows)
 
     def _prompt_rows(self, sums: Sums, prompts: list[Prompt | None]) -> list[int]:
         """The rows whose text is a prompt's, as the caller or the pipeline's call says."""
@@ -191,10 +199,20 @@ class Rows:
         others = len(call.text) - len(rows)
         if expected == len(rows) or (expected is None and (len(rows) == 1 or others >= len(rows))):
             return rows
-        first: list[int] = []
+        alike: list[list[int]] = []  # rows of the same text and latents, for each picture
         for row in rows:
-            if not any(sums.same(row, other) and self._same_latents(call, row, other) for other in first):
-                first.append(row)
+            for group in alike:
+                if sums.same(row, group[0]) and self._same_latents(call, row, group[0]):
+                    group.append(row)
+                    break
+            else:
+                alike.append([row])
+        # A batch is blocks of rows, one a picture: where some negative prompts say what the prompts say, the block of
+        # the prompts is known by the pictures for which they do not.
+        n = len(alike)
+        blocks = {group[0] // n for group in alike if len(group) == 1}
+        first = [next((row for row in group if row // n in blocks), group[0]) for group in alike]
+        first.sort(key=lambda row: row % n)
         if len(first) == expected or (expected is None and len(first) in (len(rows), others)):
             return first
         if expected is None and self.given:
@@ -209,6 +227,16 @@ class Rows:
             f"{len(rows)} of the {len(call.text)} rows that the network is shown at a time have the prompt's text, for "
             f"{expected} picture{'s' * (expected > 1)}: capture does not know which of them the pictures are."
         )
+
+    def _are_prompts(self, call: Call, sums: Sums, prompts: list[Prompt | None], rows: list[int]) -> bool:
+        """Whether none of the rows that draw the pictures could as well be that of a negative prompt."""
+        others = [row for row in range(len(call.text)) if row not in rows]
+        twins = [
+            any(sums.same(row, other) and self._same_latents(call, row, other) for other in others)
+            for row in rows
+            if (prompt := prompts[row]) is not None and self._says(prompt, "negative_prompt")
+        ]
+        return not any(twins) or (twins.count(True) < len(rows) and len({row // len(rows) for row in rows}) == 1)
 
     def _alone(self, call: Call, sums: Sums, prompts: list[Prompt | None], rows: list[int]) -> list[int]:
         """The rows, if no two of them show the same latents with different texts."""

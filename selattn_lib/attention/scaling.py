@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
+from ..maps.head_sets import whole_numbers
 from ..models.families import FAMILIES, CrossAttention, cross_attention_heads, find_family
 from ..models.tokens import Prompt
 from .trace import Generation, Trace
@@ -70,7 +71,7 @@ def scaled_heads(
             f"The heads of {type(pipe).__name__} cannot be scaled: what they take from text and from image is one sum. "
             f"Expected a model with cross-attention: {known}."
         )
-    numbers = np.asarray(heads, dtype=int)
+    numbers = whole_numbers(heads, "heads")
     if wrong := [int(number) for number in numbers if not 0 <= number < len(listed)]:
         raise ValueError(f"heads {wrong} do not exist: expected numbers from 0 to {len(listed) - 1}")
     if not np.isfinite(scale):
@@ -139,6 +140,11 @@ class ScaledWords(Trace):
     def _scaled(self, number: int, projection: Any, args: tuple, values: torch.Tensor) -> torch.Tensor:
         if self._reading is None or get_ident() != self._thread:
             return values
+        if not self._reading.sure:
+            raise ValueError(
+                "A negative prompt says what the prompt says, so which of the rows that the network is shown are the "
+                "prompt's is not clear: give another negative prompt."
+            )
         scaled = values.unflatten(-1, (len(self._chosen[number]), -1)).clone()  # (row, token, head, channel)
         scaled[self._reading.rows] *= self._factors[number].to(values.dtype)
         return scaled.flatten(-2)

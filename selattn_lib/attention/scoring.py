@@ -37,6 +37,13 @@ class RelevanceCounter(Trace):
     ) -> None:
         super().__init__(pipe, prompt)
         check_scored(self.family, type(pipe).__name__)
+        if not isinstance(concepts, Mapping):
+            raise ValueError(f"concepts={concepts!r}: expected a mapping of the name of each concept to its words")
+        for name, words in concepts.items():
+            if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+                raise ValueError(
+                    f"The words of {name} are {words!r}: expected a list of words, such as ['bear', 'cat']."
+                )
         if empty := [name for name, words in concepts.items() if not words]:
             raise ValueError(f"These concepts have no words: {empty}")
         if len(concepts) < 2:

@@ -36,7 +36,9 @@ def check_words(words: Iterable[str], prompt: str) -> list[str]:
         raise ValueError(f"no words: expected some of the prompt {prompt!r}")
     for word in words:
         plain = re.sub(r"#\d+$", "", word)
-        if not (plain.startswith(SPECIAL) or re.search(rf"(?<!\w){re.escape(plain)}(?!\w)", prompt, re.IGNORECASE)):
+        pattern = r"\s+".join(map(re.escape, plain.split()))  # between other words; a sign may follow a letter
+        pattern = r"(?<!\w)" * plain[:1].isalnum() + pattern + r"(?!\w)" * plain[-1:].isalnum()
+        if not (plain.startswith(SPECIAL) or re.search(pattern, prompt, re.IGNORECASE)):
             there = dict.fromkeys(re.findall(r"\w[\w'-]*", prompt))
             raise ValueError(f"the word {plain!r} is not in the prompt: {suggestion(plain, there)}")
     return words

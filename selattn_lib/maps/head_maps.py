@@ -216,7 +216,7 @@ class HeadMaps:
 
         Parameters
         ----------
-        images : sequence of PIL.Image.Image or of arrays (y, x, rgb) uint8
+        images : sequence of PIL.Image.Image or of arrays (y, x, rgb), uint8 or floats in [0, 1]
             As many as there are images in the maps. Of clips, all pictures of each, as the pipeline gives them: floats
             in [0, 1] (image, picture, y, x, rgb), or a list of a clip's pictures for each. Of those that a frame
             covers, the one in the middle is kept.
@@ -237,8 +237,10 @@ class HeadMaps:
             raise ValueError(f"pictures (image, y, x, rgb) of shape {pictures.shape}: expected {expected}")
         if wrong := [name for name in truths if not re.match("truth(_|$)", name)]:
             raise ValueError(f"true masks named {wrong}: expected 'truth' or 'truth_NAME'")
+        if soft := [name for name, mask in truths.items() if not np.isin(np.asarray(mask), (0, 1)).all()]:
+            raise ValueError(f"true masks {soft} hold more than 0 and 1: expected bool, as by mask > 0.5")
         masks = {name: (("image", "y", "x"), np.asarray(mask)) for name, mask in truths.items()}
-        return HeadMaps(self.dataset.assign({"image_rgb": (("image", "y", "x", "rgb"), pictures)} | masks))
+        return HeadMaps(self.dataset.assign({"image_rgb": (("image", "y", "x", "rgb"), _as_bytes(pictures))} | masks))
 
     def _with_clips(self, clips: Sequence[Any], truths: dict[str, Any]) -> "HeadMaps":
         if truths:
@@ -248,8 +250,7 @@ class HeadMaps:
         if pictures.shape != (expected := (self.n_images, int(covers.sum()), *self.size, 3)):
             raise ValueError(f"clips (image, picture, y, x, rgb) of shape {pictures.shape}: expected {expected}")
         kept = pictures[:, np.cumsum(covers) - covers + covers // 2]
-        kept = kept if kept.dtype == np.uint8 else (kept.clip(0, 1) * 255).round().astype(np.uint8)
-        return HeadMaps(self.dataset.assign(image_rgb=(("image", "frame", "y", "x", "rgb"), kept)))
+        return HeadMaps(self.dataset.assign(image_rgb=(("image", "frame", "y", "x", "rgb"), _as_bytes(kept))))
 
     def of_pictures(self) -> Self:
         """These maps, if they are of pictures; ValueError if they are of clips, which most evaluations do not take."""
@@ -343,8 +344,8 @@ class HeadMaps:
             share = np.ones(len(numbers)) if weights is None else np.asarray(weights, dtype=float)
             if share.shape != numbers.shape:
                 raise ValueError(f"weights has shape {share.shape} for {len(numbers)} heads: expected one a head")
-            if not share.sum() > 0:
-                raise ValueError("weights must have a positive sum")
+            if not (np.isfinite(share).all() and (share >= 0).all() and share.sum() > 0):
+                raise ValueError(f"weights={weights!r}: expected numbers of 0 or more with a positive sum")
             row = np.zeros((1, self.n_heads), np.float32)
             row[0, np.searchsorted(self.heads, numbers)] = share / share.sum()
             [[heat]] = self._heatmaps(row, self._native(image, word), size, normalise)
@@ -456,6 +457,7 @@ class HeadMaps:
         name = name or _file_name(heads) + f"-{normalise}" * (normalise != "minmax")
         written = []
         for image in range(self.n_images):
+            words = [re.sub(r"[^\w-]+", "-", self.word(image, number)) for number in range(len(self.words))]
             for number in range(len(self.words)):
                 heat = self.heatmap(number, heads, image=image, normalise=normalise).values.reshape(-1, *self.size)
                 files = {
@@ -465,7 +467,7 @@ class HeadMaps:
                 if "image_rgb" in self.dataset:
                     options: Any = {"image": image, "threshold": threshold, "normalise": normalise}
                     files["overlay"] = self.overlays(number, heads, **options)
-                word = re.sub(r"[^\w-]+", "-", self.word(image, number))
+                word = words[number] + f"-{number}" * (words.count(words[number]) > 1)
                 for kind, frames in files.items():
                     path = folder / f"{image:03d}-{word}-{name}-{kind}"
                     for i, frame in enumerate(frames):
@@ -506,6 +508,11 @@ class HeadMaps:
             if len(chosen):
                 upsampled.append(upsample(chosen, (height, width)).clamp(min=0))
         return upsample(torch.cat(upsampled).mean(dim=0, keepdim=True), size)[0]
+
+
+def _as_bytes(pictures: np.ndarray) -> np.ndarray:
+    """Pictures of bytes, or of numbers from 0 to 1, as bytes."""
+    return pictures if pictures.dtype == np.uint8 else (pictures.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def _file_name(heads: HeadSelection) -> str:

@@ -4,13 +4,22 @@ A *set* is a row of weights, one a head: ones and zeros select heads (Eq. 4), ot
 arrays (..., head), any number of dimensions, and so do their scores.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 HeadSelection = str | Sequence[int] | np.ndarray  # "all", or head numbers
+
+
+def whole_numbers(numbers: Any, name: str) -> np.ndarray:
+    """A sequence of whole numbers as an array; ValueError on anything else, such as a mask, which would be 0 and 1."""
+    if isinstance(numbers, Iterable) and not isinstance(numbers, str):
+        array = np.asarray(list(numbers))
+        if not array.size or (array.ndim == 1 and np.issubdtype(array.dtype, np.integer)):
+            return array.astype(int)
+    raise ValueError(f"{name}={numbers!r}: expected a list of whole numbers, such as [3, 14]")
 
 
 def head_numbers(heads: HeadSelection, held: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -315,6 +315,7 @@ def concentration(relevance: HeadRelevance, k: int = 30) -> xr.DataArray:
     >>> concentration(HeadRelevance(scores), k=1).values.tolist()
     [0.75]
     """
+    relevance._checked(k)
     scores = np.sort(relevance.scores.transpose("concept", "head").values, axis=1)
     return relevance.scores["concept"].copy(data=scores[:, -k:].sum(axis=1) / scores.sum(axis=1)).rename("share")
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -47,6 +48,8 @@ def explain(
             raise ValueError(f"--{name} {value}: expected {least} or more")
     if not 0 < threshold < 1:
         raise ValueError(f"--threshold {threshold}: expected a number between 0 and 1, such as 0.4")
+    if guidance is not None and not 0 <= guidance < inf:
+        raise ValueError(f"--guidance {guidance}: expected a finite number of 0 or more, such as 7.5")
     relevance = _relevance(model, heads, hrv)
     k, concept = _choice(relevance, heads, concept, words, model)
     guidance = guidance_of(model) if guidance is None and in_embedded_world(model) else guidance
@@ -128,10 +131,13 @@ def whole_folder(out: Path) -> Iterator[Path]:
             f"--out {out} is there already, and was not made by selattn explain: nothing in it is touched. Name a "
             "folder that is new, empty, or of an earlier run, whose files are then replaced"
         )
+    try:
+        earlier = json.loads(mark.read_text(encoding="utf-8")).get("files", []) if mark.exists() else []
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{mark} is damaged, so which files are of an earlier run is not known: remove it") from error
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as new:
         yield Path(new)
-        earlier = json.loads(mark.read_text(encoding="utf-8")).get("files", []) if mark.exists() else []
         out.mkdir(exist_ok=True)
         for name in earlier:
             (out / Path(name).name).unlink(missing_ok=True)

@@ -85,7 +85,10 @@ def read_marks(folder: Path) -> dict[str, str]:
     They stand in a file of their own, so that a notebook whose outputs stay the same stays the same file.
     """
     path = folder / MARKS
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+    except (ValueError, TypeError):  # damaged: nothing is known of any
+        return {}
 
 
 def write_mark(executed: Path, mark: str | None) -> None:

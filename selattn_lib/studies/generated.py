@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ..attention.capture import capture
 from ..attention.scaling import scaled_heads
 from ..concepts import check_concept
+from ..maps.head_sets import whole_numbers
 from ..models.families import cross_attention_heads, find_family
 from ..models.pipelines import EMBEDDED, in_embedded_world, model_source, network_layout, pick_device
 from ..models.segmenters import MEANINGS, Segmenter, check_instances, check_segmenter, load_segmenter, looked_for
@@ -192,7 +193,7 @@ class WeakenedStudy(Study):
     @field_validator("weakened", mode="before")
     @classmethod
     def _as_numbers(cls, heads: Any) -> tuple[int, ...]:
-        return tuple(sorted(int(head) for head in heads))
+        return tuple(sorted(whole_numbers(heads, "weakened").tolist()))
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from selattn_lib import cli
 from selattn_lib.attention.capture import capture
-from selattn_lib.explorers.drawing import agreement_ranking
+from selattn_lib.explorers.drawing import agreement_ranking, check_words
 from selattn_lib.maps.relevance import load_hrv
 from selattn_lib.models.pipelines import load_pipeline
 from selattn_lib.publishing import explain
@@ -125,6 +125,26 @@ def test_a_folder_of_somebody_else_s_is_not_touched(tmp_path, model, capsys) -> 
     assert run(tmp_path, model, "--heads", "all") == 1
     assert "was not made by selattn explain: nothing in it is touched" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("content", ["[]", "{bad"])
+def test_a_damaged_list_of_files_is_named_before_anything_is_drawn(tmp_path, model, capsys, content) -> None:
+    (tmp_path / "explain.json").write_text(content)
+    assert run(tmp_path, model, "--heads", "all") == 1
+    assert "explain.json is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("guidance", ["nan", "-5"])
+def test_guidance_that_makes_no_sense_is_refused(tmp_path, model, capsys, guidance) -> None:
+    assert run(tmp_path, model, "--heads", "all", "--guidance", guidance) == 1
+    assert "expected a finite number of 0 or more" in capsys.readouterr().err
+
+
+def test_signs_are_words_where_the_prompt_has_them() -> None:
+    assert check_words([",", "'s", "oak  tree"], "a bear's hat, an oak tree") == [",", "'s", "oak  tree"]
+    for word in ("ear", "!", "oak"):
+        with pytest.raises(ValueError, match="is not in the prompt"):
+            check_words([word], "a bear's hat, an oaktree")
 
 
 def test_an_earlier_run_s_files_are_replaced_and_others_beside_them_kept(tmp_path, model) -> None:

@@ -191,6 +191,15 @@ CAPTURED = {
         ("sd",), lambda p: draw(p, [BEAR] * 2, latents=latents().repeat(2, 1, 1, 1)), [2, 3], [[4], [4]], None
     ),
     "the prompt as its own negative": (("sd",), lambda p: draw(p, negative_prompt=BEAR), [1], [[4]], None),
+    "the second picture's prompt as its own negative": (
+        ("sd",), lambda p: draw(p, [BEAR] * 2, negative_prompt=[DESK, BEAR]), [2, 3], [[4], [4]], None
+    ),
+    "the first picture's prompt as its own negative": (
+        ("sd",), lambda p: draw(p, [BEAR] * 2, negative_prompt=[BEAR, DESK]), [2, 3], [[4], [4]], None
+    ),
+    "all prompts as their own negatives": (
+        ("sd",), lambda p: draw(p, [BEAR, DESK], negative_prompt=[BEAR, DESK]), [2, 3], [[4], [2]], None
+    ),
 }  # fmt: skip
 
 
@@ -469,6 +478,11 @@ REFUSED = {
     "crop": ("StableDiffusionInpaintPipeline", crop, "padding_mask_crop shows the network a part"),
     "references beside the picture": ("sd", reference, "more often than the scheduler has timesteps"),
     "two texts on one picture": ("sd", composed, "same latents with .*: which of them is the prompt"),
+    "guess mode": (
+        "StableDiffusionControlNetPipeline",
+        lambda p: lambda: draw(p, image=torch.rand(1, 3, 64, 64), guess_mode=True, negative_prompt=BEAR),
+        "which row is whose is not clear",
+    ),
     "negative prompt in a loop": ("sd", negative_in_a_loop, "which of them is the prompt"),
     "negative prompt in a loop of two calls": ("sd", negative_in_a_loop_of_two_calls, "prompt=..."),
 }

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, UNet2DConditionModel
-from tiny_sd import count_hooks, generate
+from tiny_sd import build_pipeline, count_hooks, generate
 
 from selattn_lib.attention.capture import capture
 from selattn_lib.attention.scoring import score_heads
@@ -315,6 +315,25 @@ def test_a_word_outside_the_vocabulary_is_not_mistaken_for_padding(tiny_pipe):
 def test_words_that_make_no_sense(tiny_pipe, words):
     with pytest.raises(ValueError), capture(tiny_pipe, words):
         generate(tiny_pipe)
+
+
+@pytest.mark.parametrize("heads", [np.arange(128) == 40, [1.7], "all", 5])
+def test_heads_that_are_no_numbers(tiny_pipe, heads):
+    with pytest.raises(ValueError, match="expected a list of whole numbers"), capture(tiny_pipe, "bear", heads=heads):
+        pass
+
+
+def test_projections_that_were_fused_and_undone_are_captured():
+    pipe = build_pipeline()
+    with capture(pipe, "bear") as expected:
+        generate(pipe)
+    pipe.unet.fuse_qkv_projections()
+    with pytest.raises(ValueError, match=r"undo with unfuse_qkv_projections\(\)"), capture(pipe, "bear"):
+        pass
+    pipe.unet.unfuse_qkv_projections()
+    with capture(pipe, "bear") as maps:
+        generate(pipe)
+    assert np.array_equal(maps.heatmap("bear"), expected.heatmap("bear"))
 
 
 def test_one_list_of_words_for_each_prompt(tiny_pipe):

@@ -263,6 +263,18 @@ def test_saved_files_are_the_overlay_the_map_and_the_mask(pictured, tmp_path):
     assert np.array_equal(drawn, pictured.overlay("cat", [2, 4], image=1, threshold=0.25))
 
 
+def test_pictures_of_floats_are_kept_as_bytes_and_masks_are_hard(maps, pictured):
+    floats = maps.with_pictures(pictured.pictures / 255)
+    assert floats.pictures.dtype == np.uint8 and np.array_equal(floats.pictures, pictured.pictures)
+    with pytest.raises(ValueError, match=r"\['truth'\] hold more than 0 and 1"):
+        maps.with_pictures(pictured.pictures, truth=np.full((2, 64, 128), 0.5))
+
+
+def test_saved_names_tell_words_apart_that_differ_in_signs_only(maps, tmp_path):
+    written = HeadMaps(maps.dataset.assign_coords(word=["a,", "a."])).save(tmp_path)
+    assert len(written) == len(set(written)) == len([*tmp_path.iterdir()])
+
+
 def test_saved_names_tell_sets_of_heads_apart_and_are_safe(maps, tmp_path):
     odd = HeadMaps(maps.dataset.isel(image=[0], word=[0]).assign_coords(word=["a/b: c"]))
     names = {odd.save(tmp_path, heads)[0].name for heads in ("all", "daam", range(9), [0, 1])}
@@ -294,8 +306,9 @@ def test_other_arguments_that_make_no_sense(maps):
         maps.heatmap(image=2)
     with pytest.raises(ValueError, match="weights"):
         maps.heatmap(heads=[1, 2], weights=[1])
-    with pytest.raises(ValueError, match="positive"):
-        maps.heatmap(heads=[1, 2], weights=[0, 0])
+    for weights in ([0, 0], [-1, 3], [np.inf, 1], [np.nan, 1]):
+        with pytest.raises(ValueError, match="0 or more with a positive sum"):
+            maps.heatmap(heads=[1, 2], weights=weights)
     with pytest.raises(ValueError, match="unweighted"):
         maps.heatmap(heads="daam", weights=[1] * 9)
 

@@ -245,6 +245,9 @@ def test_rankings_counted_on_some_images():
 def test_concentration_is_the_share_of_the_top_heads():
     scores = xr.DataArray([[1.0, 1, 1, 1], [0, 3, 1, 0]], {"concept": ["flat", "peaked"]}, ("concept", "head"))
     assert concentration(HeadRelevance(scores), 1).values.tolist() == [0.25, 0.75]
+    for k in (0, 5):
+        with pytest.raises(ValueError, match="k must be 1 to 4"):
+            concentration(HeadRelevance(scores), k)
 
 
 def test_similar_concepts_stand_side_by_side():

@@ -97,6 +97,27 @@ def test_scale_1_of_words_changes_no_bit(tiny_pipe):
     assert count_hooks(tiny_pipe) == 0 and torch.equal(generate(tiny_pipe), plain)
 
 
+def test_words_of_a_negative_prompt_that_says_the_same_are_left_alone(tiny_pipe):
+    def prompts_rows(module, args, values):
+        values = values.clone()
+        values[2:, 1:5] *= -2
+        return values
+
+    prompt = "photo of a bear"
+    settings = {"prompt": [prompt] * 2, "negative_prompt": ["a dog", prompt]}
+    with scaled_heads(tiny_pipe, range(128), -2.0, tokens="words"):
+        scaled = generate(tiny_pipe, **settings)
+    layers = [module.to_v for name, module in tiny_pipe.unet.named_modules() if name.endswith("attn2")]
+    hooks = [layer.register_forward_hook(prompts_rows) for layer in layers]
+    expected = generate(tiny_pipe, **settings)
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(scaled, expected)
+    with pytest.raises(ValueError, match="give another negative prompt"):
+        with scaled_heads(tiny_pipe, range(128), -2.0, tokens="words"):
+            generate(tiny_pipe, prompt, negative_prompt=prompt)
+
+
 def test_words_that_are_not_known_cannot_be_scaled(tiny_pipe):
     embeddings = tiny_pipe.encode_prompt("a photo of bear", "cpu", 1, False)[0]
     with (
@@ -108,7 +129,18 @@ def test_words_that_are_not_known_cannot_be_scaled(tiny_pipe):
         scaled_heads(tiny_pipe, [0], 0.0, tokens="bear").__enter__()
 
 
-@pytest.mark.parametrize("heads, scale, said", [([128], 0, "128"), ([-1], 0, "-1"), ([0], np.nan, "scale=nan")])
+@pytest.mark.parametrize(
+    "heads, scale, said",
+    [
+        ([128], 0, "128"),
+        ([-1], 0, "-1"),
+        ([0], np.nan, "scale=nan"),
+        (np.arange(128) == 40, 0, "expected a list of whole numbers"),
+        ([1.7], 0, "expected a list of whole numbers"),
+        ("all", 0, "heads='all': expected a list"),
+        (5, 0, "heads=5: expected a list"),
+    ],
+)
 def test_what_cannot_be_scaled(tiny_pipe, heads, scale, said):
     with pytest.raises(ValueError, match=said), scaled_heads(tiny_pipe, heads, scale):
         pass

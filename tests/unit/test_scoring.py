@@ -155,6 +155,9 @@ def test_too_few_units(tiny_pipe):
     [
         ({"Animals": ["bear"]}, "at least two"),
         ({"Animals": ["bear"], "Things": []}, "no words"),
+        ({"Animals": "bear", "Things": ["lamp"]}, "The words of Animals are 'bear': expected a list"),
+        ({"Animals": ["bear"], "Things": [3]}, "The words of Things"),
+        (["Animals", "Things"], "expected a mapping"),
         ({"Animals": ["bear"], "Things": ["7"]}, "vocabulary"),
     ],
 )

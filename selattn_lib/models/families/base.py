@@ -104,7 +104,8 @@ class Family:
             return "shares key heads among query heads"
         if ours and not attention.scale_qk:
             return "does not scale its queries"
-        if attention.fused_projections:
+        unfused = ours and not type(attention.processor).__name__.startswith("Fused")  # where the flag stays
+        if attention.fused_projections and not unfused:
             return "has fused projections (undo with unfuse_qkv_projections())"
         return None
 
