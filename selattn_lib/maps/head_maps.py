@@ -227,7 +227,7 @@ class HeadMaps:
         Raises
         ------
         ValueError
-            On pictures of another number or size, on masks of other names, and on masks of clips.
+            On pictures of another number, size or range, on masks of other names or values, and on masks of clips.
         """
         if self.n_frames:
             return self._with_clips(images, truths)
@@ -511,8 +511,12 @@ class HeadMaps:
 
 
 def _as_bytes(pictures: np.ndarray) -> np.ndarray:
-    """Pictures of bytes, or of numbers from 0 to 1, as bytes."""
-    return pictures if pictures.dtype == np.uint8 else (pictures.clip(0, 1) * 255).round().astype(np.uint8)
+    """Pictures of bytes, or of floats in [0, 1], as bytes; ValueError if they are neither."""
+    if pictures.dtype == np.uint8:
+        return pictures
+    if pictures.dtype.kind != "f" or not pictures.max() <= 1.01:
+        raise ValueError(f"pictures of {pictures.dtype}, up to {pictures.max()}: expected uint8, or floats in [0, 1]")
+    return (pictures.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def _file_name(heads: HeadSelection) -> str:

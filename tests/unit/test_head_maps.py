@@ -266,6 +266,9 @@ def test_saved_files_are_the_overlay_the_map_and_the_mask(pictured, tmp_path):
 def test_pictures_of_floats_are_kept_as_bytes_and_masks_are_hard(maps, pictured):
     floats = maps.with_pictures(pictured.pictures / 255)
     assert floats.pictures.dtype == np.uint8 and np.array_equal(floats.pictures, pictured.pictures)
+    for odd in (pictured.pictures.astype(int), pictured.pictures.astype(float), floats.pictures / np.float32(np.nan)):
+        with pytest.raises(ValueError, match=r"expected uint8, or floats in \[0, 1\]"):
+            maps.with_pictures(odd)
     with pytest.raises(ValueError, match=r"\['truth'\] hold more than 0 and 1"):
         maps.with_pictures(pictured.pictures, truth=np.full((2, 64, 128), 0.5))
 
