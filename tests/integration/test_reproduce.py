@@ -36,7 +36,7 @@ def test_a_dry_run_says_what_the_paper_takes_and_leaves_no_trace(
         "the start token, where a model has one, is inside the softmax, as published"
     )
     assert said["masks"] == "by grounded-sam"
-    assert said["images"].startswith("2,213 of 50 steps; 0 of them")
+    assert said["images"].startswith("2,213, each of 50 steps; 0 are there")
     assert said["time"].startswith(
         "2 days, 14:42:06, estimated: 112,863 UNet calls at 2 s an image"
     )  # 2,213 x 51 x 2 s
@@ -51,7 +51,7 @@ def test_a_dry_run_on_other_terms(
     terms = "--words 3 --seeds 2 --steps 9 --dtype bf16 --batch 4 --segmenter sam3 --hrv"
     said = plan(f"--model sd15 {terms} emoji-sd", capsys, monkeypatch)
     assert "bf16, 4 images at a time" in said["device"] and said["relevance"].endswith("from emoji-sd")
-    assert said["images"].startswith("11 of 9 steps") and said["masks"] == "by sam3"
+    assert said["images"].startswith("11, each of 9 steps") and said["masks"] == "by sam3"
 
 
 def test_the_papers_wording_and_free_prompts_are_options(
@@ -129,4 +129,4 @@ def test_the_published_form_of_head_relevance_is_taken(
     np.save(folder / "names.npy", [f"{place}, layer: {i}, head: {h}" for place, i in layers for h in range(8)])
     np.save(folder / "vectors.npy", np.ones((34, 128), np.float32))
     said = plan(f"--model sd14 --hrv {folder}", capsys, monkeypatch)
-    assert said["relevance"] == f"of 34 concepts, from {folder}" and said["images"].startswith("113 of")
+    assert said["relevance"] == f"of 34 concepts, from {folder}" and said["images"].startswith("113, each of")

@@ -49,7 +49,7 @@ def test_a_dry_run_speaks_of_the_model_at_hand(name: str, pixels: int, saved: An
     assert f"{len(cross_attention_heads(pipe))} heads" in said["model"] and said["model"].endswith(f"in the {part}")
     assert said["pictures"] == f"of {pixels} x {pixels} pixels"
     timed = f"{part} calls at" if name != "qwen" else "not measured: a QwenImageTransformer2DModel without its weights"
-    assert said["images"].startswith("4 of 1 steps") and timed in said["time"]
+    assert said["images"].startswith("4, each of 1 steps") and timed in said["time"]
     assert f"GB for the {part}" in said["memory"] and "of 34 concepts, counted on 2 images" in said["relevance"]
 
 

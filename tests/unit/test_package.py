@@ -110,9 +110,9 @@ def test_a_public_docstring_says_what_goes_in_what_comes_out_and_shows_it(name: 
 
 
 def test_the_library_stays_small() -> None:
-    """At most 7,750 lines of code outside the embedded world, docstrings, comments and empty lines aside: 5,500 before
+    """At most 7,800 lines of code outside the embedded world, docstrings, comments and empty lines aside: 5,500 before
     thirteen families of transformers, clips, words in joint attention, results as files, rules that choose heads, the
-    checks of chapters' parameters and answers in plain sentences were added."""
+    checks of parameters, heads, words and weights, and answers in plain sentences were added."""
     lines = 0
     for path in (LIBRARY / module for module in MODULES if not module.startswith("emoji/")):
         tree = ast.parse(path.read_text())
@@ -130,4 +130,4 @@ def test_the_library_stays_small() -> None:
         )
         code = (range(t.start[0], t.end[0] + 1) for t in tokens if t.type not in skipped)
         lines += len({line for span in code for line in span} - docs)
-    assert lines <= 7_750, lines
+    assert lines <= 7_800, lines
