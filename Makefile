@@ -67,8 +67,9 @@ lint: env
 unit: env
 	$(PYTEST) -n 2 -p no:nbval
 
+# The tour comes first: its cells are one piece of work, for which the other process would wait at the end.
 whole: system
-	$(PYTEST) -n 2 $(NBVAL) tests selattn_lib $(TOUR)
+	$(PYTEST) -n 2 $(NBVAL) $(TOUR) tests selattn_lib
 
 # Lint keeps one core busy for a while, tests both: side by side they end sooner.
 check:  ## lint, types, layers of the library, unit tests (two minutes)

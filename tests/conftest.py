@@ -18,6 +18,13 @@ gc.set_threshold(100_000, 50, 50)  # looking for garbage among millions of objec
 BLOCKS = {16: "down", 8: "up", 4: "mid"}  # by the width of the grid
 
 
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> None:
+    """What modules hold is no garbage: who collects some, as diffusers for each part that it loads, is done at once."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def maps() -> HeadMaps:
     """Nine heads at three resolutions, their numbers interleaved; 64 x 128 pixels."""

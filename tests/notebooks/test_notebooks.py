@@ -6,6 +6,7 @@ That they print again what they printed is nbval's part: of the quick tour in `m
 import os
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,11 @@ def studies(tmp_path_factory: pytest.TempPathFactory, one_kernel: None) -> Itera
         yield Path(os.environ["SELATTN_RUNS"])
 
 
+@cache
+def committed(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
 def execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> None:
     papermill.execute_notebook(
         notebook,
@@ -107,7 +113,7 @@ def test_the_quick_tour_and_the_papers_chapters_are_there() -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_committed_notebook_is_executed_without_error_and_stable(path: Path) -> None:
-    nb = nbformat.read(path, as_version=4)
+    nb = committed(path)
     code = [cell for cell in nb.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     outputs = [output for cell in code for output in cell.outputs]
@@ -120,7 +126,7 @@ def test_a_committed_notebook_is_executed_without_error_and_stable(path: Path) -
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_figure_has_a_caption(path: Path) -> None:
-    cells = nbformat.read(path, as_version=4).cells
+    cells = committed(path).cells
     captions = [re.match(r"\*Figure (\d+\.\d+)\. ", cell.source) for cell in cells]
     for cell, caption in zip(cells, captions[1:], strict=False):
         figure = "figures.contact_sheet(" in cell.source
@@ -132,7 +138,7 @@ def test_every_figure_has_a_caption(path: Path) -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_captions_are_short_and_tables_are_numbered_in_order(path: Path) -> None:
-    cells = nbformat.read(path, as_version=4).cells
+    cells = committed(path).cells
     captions = [cell.source.partition("\n\n")[0] for cell in cells if cell.source.startswith("*Figure")]
     assert [caption for caption in captions if len(caption.splitlines()) > 3] == []
     assert max(len(line) for caption in captions for line in caption.splitlines()) <= 124
@@ -143,7 +149,7 @@ def test_captions_are_short_and_tables_are_numbered_in_order(path: Path) -> None
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_text_reads_alike_in_jupyterlab_and_in_the_book(path: Path) -> None:
     """No roles and directives, which JupyterLab shows as they are; code is folded in both."""
-    cells = nbformat.read(path, as_version=4).cells
+    cells = committed(path).cells
     assert [
         cell.source for cell in cells if cell.cell_type == "markdown" and re.search(r"\{\w+\}[`\n]", cell.source)
     ] == []
@@ -156,7 +162,7 @@ def test_text_reads_alike_in_jupyterlab_and_in_the_book(path: Path) -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS[1:], ids=lambda path: path.stem)
 def test_a_chapter_folds_its_settings_and_ends_with_an_answer_and_what_to_take_away(path: Path) -> None:
-    cells = nbformat.read(path, as_version=4).cells
+    cells = committed(path).cells
     texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
     assert texts[0].startswith("# ")
     start = next(i for i, cell in enumerate(cells) if cell.source.startswith('<details class="settings">'))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
 from selattn_lib import cli
 from selattn_lib.publishing.reproduce import CHAPTERS
@@ -14,10 +15,28 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
-def reproduced(one_kernel: None, surroundings: Path, arguments: list[str]) -> Path:
+def repository(surroundings: Path) -> Path:
+    """This one, but for pages of the book that no run changes: of those, the first and another chapter are left."""
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    left = [Path(contents["root"]).name, *CHAPTERS, "06_emoji_sd"]
+    for part in contents["parts"]:
+        part["chapters"] = [chapter for chapter in part["chapters"] if Path(chapter["file"]).name in left]
+    contents["parts"] = [part for part in contents["parts"] if part["chapters"]]
+    folder = surroundings / "repository"
+    folder.mkdir()
+    for name in ("book", "notebooks", "_config.yml", "CHANGELOG.md"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reproduced(one_kernel: None, repository: Path, surroundings: Path, arguments: list[str]) -> Path:
     """The folder of a whole run on a narrow model."""
     before = [path.read_bytes() for path in NOTEBOOKS]
-    assert cli.main(arguments) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(repository)
+        assert cli.main(arguments) == 0
     assert [path.read_bytes() for path in NOTEBOOKS] == before, "the committed notebooks are left alone"
     return surroundings / "reproduced"
 

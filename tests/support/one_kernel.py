@@ -15,6 +15,8 @@ os.environ.clear()
 os.environ.update({environment!r})
 os.chdir({folder!r})
 get_ipython().reset(new_session=True)
+__import__("gc").freeze()  # what modules hold is no garbage: the next reset, which collects some, is done at once
+__import__("gc").set_threshold(100_000, 50, 50)
 """
 
 
