@@ -27,7 +27,8 @@ $(STAMP): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "$(PYTHON) is older than 3.11; say which to use: make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[book,test]'
+	$(BIN)/python -m pip install --no-compile $(PIP_ARGS) -c constraints.txt -e '.[book,test]'
+	@$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' .venv/lib || true  # pip has one core do it; templates fail
 	@touch $@
 
 executed: env
