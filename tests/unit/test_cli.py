@@ -97,6 +97,14 @@ def test_a_failed_run_leaves_the_good_notebook_and_says_why(tmp_path: Path, caps
     assert sorted(path.name for path in out.iterdir()) == ["a.ipynb", "fingerprints.json"]
 
 
+@pytest.mark.parametrize("damaged", [b"", b"{", b"[1]", b"null", b"\xff"])
+def test_damaged_fingerprints_say_nothing_of_any_notebook(tmp_path: Path, damaged: bytes) -> None:
+    (tmp_path / "fingerprints.json").write_bytes(damaged)
+    assert notebooks.read_marks(tmp_path) == {}
+    notebooks.write_mark(tmp_path / "a.ipynb", "mark")
+    assert notebooks.read_marks(tmp_path) == {"a.ipynb": "mark"}
+
+
 def test_a_copy_broken_off_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a full disk, say: what stood there stays; and a torn output of older versions is not current."""
     notebook = write_notebook(tmp_path / "in" / "a.ipynb", "heads = 30")
